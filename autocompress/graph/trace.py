@@ -29,6 +29,7 @@ IDENTITIES = {
     aten.lift_fresh_copy.default,
 }
 _WHOLE = 2**31
+_VIEWS = {aten.view.default, aten._unsafe_view.default}
 
 
 def _channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -173,7 +174,8 @@ class _Lift:
         if made is None:
             args = torch.fx.map_arg(node.args, self._value)
             kwargs = torch.fx.map_arg(node.kwargs, self._value)
-            made = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
+            target = aten.reshape.default if node.target in _VIEWS else node.target
+            made = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
         self.new[node] = made
 
     def _is_whole_slice(self, node: Node) -> bool:
