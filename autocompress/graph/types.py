@@ -43,11 +43,13 @@ class Group:
 
     @property
     def producers(self) -> tuple[str, ...]:
+        """Whatever makes the channels: layers, norms and free parameters."""
         return tuple(dict.fromkeys(m.target for m in self.members if m.produces))
 
     @property
     def consumers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(m.target for m in self.members if not m.produces))
+        """Layers whose weight reads the group's channels."""
+        return tuple(dict.fromkeys(m.target for m in self.members if m.tensor == "weight" and not m.produces))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class Graph:
 
     `kernels` are those of the original after the exact rewrites, at batch size 1. `shares[group][kernel]` says which
     kernels a group's channels pass. `classes[node][axis]` are the channel classes along an axis of a node's output
-    (-1: none), for the axes that carry any. `branch_kernels[add]` are the kernels that go when a branch is dropped.
+    (-1: none), for the axes that carry any. `branch_kernels[add]` are the kernels that go when a branch is dropped, the add itself last, and
+    `branch_shortcuts[add]` is the kernel that then takes its place.
     """
 
     fingerprint: str
@@ -98,6 +101,8 @@ class Graph:
     branches: Mapping[str, Branch] = field(default_factory=dict)
     shares: Mapping[str, Mapping[str, Share]] = field(default_factory=dict)
     classes: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
+    branch_kernels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    branch_shortcuts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def free_groups(self) -> dict[str, Group]:

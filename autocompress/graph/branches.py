@@ -1,0 +1,63 @@
+"""Residual branches: what hangs between a shortcut and the add that closes it, and can be dropped whole."""
+
+from dataclasses import replace
+from typing import Mapping
+
+import torch
+from torch.fx import GraphModule, Node
+
+from autocompress.graph.types import Branch, Group, Layer
+
+aten = torch.ops.aten
+
+
+def find_branches(model: GraphModule, layers: Mapping[str, Layer]) -> dict[str, Branch]:
+    """Branches by the name of their add, in execution order. A branch holds at least one layer, nothing outside reads
+    from it, and the shortcut has the add's shape; of two candidates the one with more layers is the branch."""
+    ancestors = _ancestors(model)
+    by_node = {layer.node: layer.name for layer in layers.values()}
+    found: dict[str, Branch] = {}
+    for add in model.graph.nodes:
+        if add.op != "call_function" or add.target is not aten.add.Tensor or len(add.all_input_nodes) != 2:
+            continue
+        a, b = add.all_input_nodes
+        sides = [side for side in (_branch(add, a, b, ancestors, by_node), _branch(add, b, a, ancestors, by_node)) if side]
+        if sides:
+            found[add.name] = max(sides, key=lambda side: len(side.layers))
+    return found
+
+
+def _ancestors(model: GraphModule) -> dict[Node, frozenset[Node]]:
+    known: dict[Node, frozenset[Node]] = {}
+    for node in model.graph.nodes:
+        known[node] = frozenset().union(*(known[i] | {i} for i in node.all_input_nodes))
+    return known
+
+
+def _branch(
+    add: Node, shortcut: Node, end: Node, ancestors: Mapping[Node, frozenset[Node]], by_node: Mapping[str, str]
+) -> Branch | None:
+    inside = {n for n in (ancestors[end] | {end}) - ancestors[shortcut] - {shortcut} if n.op != "placeholder"}
+    layers = tuple(by_node[n.name] for n in add.graph.nodes if n in inside and n.name in by_node)
+    leaks = any(user not in inside and user is not add for n in inside for user in n.users)
+    same_shape = shortcut.meta["val"].shape == add.meta["val"].shape
+    if not layers or leaks or not same_shape or shortcut.op in ("placeholder", "get_attr"):
+        return None
+    return Branch(add.name, shortcut.name, frozenset(n.name for n in inside), layers)
+
+
+def with_branches(groups: Mapping[str, Group], branches: Mapping[str, Branch], model: GraphModule) -> dict[str, Group]:
+    """Gives one free group of each branch the right to go to zero: the first that lies wholly inside it.
+
+    Nested branches: the innermost one that holds the group. A branch with a layer that the task froze is left alone by
+    the caller, which passes only droppable branches.
+    """
+    node_of = {str(n.target): n.name for n in model.graph.nodes if n.op == "call_module"}
+    result = dict(groups)
+    for branch in sorted(branches.values(), key=lambda b: len(b.nodes)):
+        for group in result.values():
+            inside = all(node_of.get(m.target) in branch.nodes for m in group.members)
+            if inside and group.frozen is None and group.branch is None:
+                result[group.id] = replace(group, branch=branch.add)
+                break
+    return result

@@ -1,0 +1,205 @@
+"""Cutting channels out of a lifted model: parameters are sliced, and every size argument that follows is rewritten."""
+
+from typing import Any, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from autocompress.errors import BuildError
+from autocompress.graph.labels import CONVOLUTIONS
+from autocompress.graph.operators import TABLE
+from autocompress.graph.types import Branch, Graph, Group, Member
+
+aten = torch.ops.aten
+Keep = Mapping[str, Sequence[int]]
+"""Group id → channels that stay, ascending."""
+
+
+def cut(model: GraphModule, graph: Graph, keep: Keep) -> None:
+    """Removes from a copy of `graph.model`, in place, every channel that `keep` does not name (other groups stay whole).
+
+    Layers of dropped branches may be gone already. Raises BuildError where a size can't follow.
+    """
+    removed: set[int] = set()
+    for name, channels in keep.items():
+        group = graph.groups[name]
+        kept = set(channels)
+        removed |= {number for channel, number in enumerate(group.classes) if channel not in kept}
+        _cut_parameters(model, group, channels)
+    if removed:
+        _rewrite_sizes(model, graph, removed)
+        _match_modules(model)
+        model.recompile()
+
+
+def drop_branch(model: GraphModule, branch: Branch) -> None:
+    """Replaces the residual add by its shortcut, in place; what only fed the branch is deleted."""
+    nodes = {node.name: node for node in model.graph.nodes}
+    add, shortcut = nodes[branch.add], nodes[branch.shortcut]
+    add.replace_all_uses_with(shortcut)
+    model.graph.erase_node(add)
+    model.graph.eliminate_dead_code()
+    model.delete_all_unused_submodules()
+    model.recompile()
+
+
+def _cut_parameters(model: GraphModule, group: Group, channels: Sequence[int]) -> None:
+    present = {name for name, _ in model.named_modules()}
+    for member in group.members:
+        owner_path, tensor = _location(member)
+        if owner_path not in present:
+            continue
+        owner = model.get_submodule(owner_path)
+        value = getattr(owner, tensor, None)
+        if value is None:
+            continue
+        gone = {p for c, positions in enumerate(member.index) if c not in set(channels) for p in positions}
+        marks = _marks(owner, tensor, member.axis, value.shape[member.axis])
+        marks.difference_update(gone)
+
+
+def _location(member: Member) -> tuple[str, str]:
+    """The owning module's path and the tensor's name in it; a free tensor's path holds both."""
+    if member.tensor:
+        return member.target, member.tensor
+    parent, _, leaf = member.target.rpartition(".")
+    return parent, leaf
+
+
+def _marks(owner: nn.Module, tensor: str, axis: int, size: int) -> set[int]:
+    """Positions of an axis that stay; several groups may cut one axis, so slicing waits for all of them."""
+    pending: dict[tuple[str, int], set[int]] = owner.__dict__.setdefault("_positions_kept", {})
+    return pending.setdefault((tensor, axis), set(range(size)))
+
+
+def _match_modules(model: GraphModule) -> None:
+    """Slices every marked tensor once and sets the modules' channel counts to what their tensors now hold."""
+    for module in model.modules():
+        pending = module.__dict__.pop("_positions_kept", {})
+        for (tensor, axis), kept in pending.items():
+            _slice(module, tensor, axis, sorted(kept))
+        if pending:
+            _set_sizes(module)
+
+
+def _slice(module: nn.Module, tensor: str, axis: int, kept: list[int]) -> None:
+    value = getattr(module, tensor)
+    if not kept:
+        raise BuildError(f"a cut would leave nothing of {type(module).__name__}.{tensor}")
+    data = value.detach().index_select(axis, torch.tensor(kept))
+    if isinstance(value, nn.Parameter):
+        setattr(module, tensor, nn.Parameter(data, requires_grad=value.requires_grad))
+    else:
+        setattr(module, tensor, data)
+
+
+def _set_sizes(module: Any) -> None:
+    if isinstance(module, CONVOLUTIONS):
+        if module.groups == module.in_channels > 1:
+            module.groups = module.weight.shape[0] * module.groups // module.out_channels
+        module.out_channels = module.weight.shape[0]
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+        module.num_features = module.running_mean.numel()  # type: ignore[union-attr]
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = module.weight.numel()
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+
+
+def _rewrite_sizes(model: GraphModule, graph: Graph, removed: set[int]) -> None:
+    for node in model.graph.nodes:
+        row = TABLE.get(node.target) if node.op == "call_function" else None
+        if row is not None and row.sized:
+            _RESIZE[row.sized](node, graph, removed)
+
+
+def _kept(classes: Sequence[int], removed: set[int], upto: int | None = None) -> int:
+    return sum(number not in removed for number in classes[:upto])
+
+
+def _axes(graph: Graph, node: Any) -> Mapping[int, tuple[int, ...]]:
+    return graph.classes.get(node.name, {})
+
+
+def _resize_shape(node: Node, graph: Graph, removed: set[int]) -> None:
+    shape = list(node.args[1])  # type: ignore[arg-type]
+    for axis, classes in _axes(graph, node).items():
+        if isinstance(shape[axis], int) and shape[axis] > 0:
+            shape[axis] = _kept(classes, removed)
+    node.update_arg(1, shape)
+
+
+def _resize_pad(node: Node, graph: Graph, removed: set[int]) -> None:
+    source = node.args[0]
+    pads = list(node.args[1])  # type: ignore[arg-type]
+    rank = len(source.meta["val"].shape)  # type: ignore[union-attr]
+    for axis, classes in _axes(graph, node).items():
+        low = 2 * (rank - 1 - axis)
+        if low >= len(pads) or (pads[low] <= 0 and pads[low + 1] <= 0):
+            continue
+        before, after = pads[low], pads[low + 1]
+        pads[low] = _kept(classes, removed, before)
+        pads[low + 1] = _kept(classes[len(classes) - after :], removed) if after else 0
+    node.update_arg(1, pads)
+
+
+def _resize_slice(node: Node, graph: Graph, removed: set[int]) -> None:
+    source, axis, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+    rank = len(source.meta["val"].shape)  # type: ignore[union-attr]
+    classes = _axes(graph, source).get(axis % rank)  # type: ignore[operator]
+    if classes is None or not removed.intersection(classes):
+        return
+    if step != 1:
+        raise BuildError(f"{node.name} takes every {step}th channel; a cut can't follow that")
+    bounds = slice(start, end).indices(len(classes))
+    node.args = (source, axis, _kept(classes, removed, bounds[0]), _kept(classes, removed, bounds[1]), 1)
+
+
+def _resize_select(node: Node, graph: Graph, removed: set[int]) -> None:
+    source, axis, index = node.args
+    rank = len(source.meta["val"].shape)  # type: ignore[union-attr]
+    classes = _axes(graph, source).get(axis % rank)  # type: ignore[operator]
+    if classes is not None:
+        node.args = (source, axis, _kept(classes, removed, index % len(classes)))  # type: ignore[operator]
+
+
+def _resize_split(node: Node, graph: Graph, removed: set[int]) -> None:
+    source, sizes, axis = (*node.args, *(0,)[len(node.args) - 2 :])
+    rank = len(source.meta["val"].shape)  # type: ignore[union-attr]
+    classes = _axes(graph, source).get(axis % rank)  # type: ignore[operator]
+    if classes is None or not removed.intersection(classes):
+        return
+    original = [part.shape[axis] for part in node.meta["val"]]  # type: ignore[index]
+    edges = [sum(original[:i]) for i in range(len(original) + 1)]
+    kept = [_kept(classes[a:b], removed) for a, b in zip(edges, edges[1:], strict=False)]
+    node.target = aten.split_with_sizes.default
+    node.args = (source, kept, axis)
+
+
+_RESIZE = {
+    "shape": _resize_shape,
+    "pad": _resize_pad,
+    "slice": _resize_slice,
+    "select": _resize_select,
+    "split": _resize_split,
+}
+
+
+def silence(model: GraphModule, group: Group, channels: Sequence[int]) -> None:
+    """Zeroes, in place, whatever produces these channels: the uncut model in which they are dead."""
+    for member in group.members:
+        if not member.produces:
+            continue
+        path, tensor = _location(member)
+        value: Tensor = getattr(model.get_submodule(path), tensor)
+        positions = [p for c in channels for p in member.index[c]]
+        with torch.no_grad():
+            value.index_fill_(member.axis, torch.tensor(positions), 0.0)
