@@ -37,13 +37,18 @@ def _ancestors(model: GraphModule) -> dict[Node, frozenset[Node]]:
 def _branch(
     add: Node, shortcut: Node, end: Node, ancestors: Mapping[Node, frozenset[Node]], by_node: Mapping[str, str]
 ) -> Branch | None:
-    inside = {n for n in (ancestors[end] | {end}) - ancestors[shortcut] - {shortcut} if n.op != "placeholder"}
+    inside = {n for n in (ancestors[end] | {end}) - ancestors[shortcut] - {shortcut} if _is_activation(n)}
     layers = tuple(by_node[n.name] for n in add.graph.nodes if n in inside and n.name in by_node)
     leaks = any(user not in inside and user is not add for n in inside for user in n.users)
     same_shape = shortcut.meta["val"].shape == add.meta["val"].shape
     if not layers or leaks or not same_shape or shortcut.op in ("placeholder", "get_attr"):
         return None
     return Branch(add.name, shortcut.name, frozenset(n.name for n in inside), layers)
+
+
+def _is_activation(node: Node) -> bool:
+    """Batch sizes, inputs and constants are everyone's."""
+    return node.op not in ("placeholder", "get_attr") and not isinstance(node.meta["val"], int)
 
 
 def with_branches(groups: Mapping[str, Group], branches: Mapping[str, Branch], model: GraphModule) -> dict[str, Group]:

@@ -1,5 +1,6 @@
 """Cutting channels out of a lifted model: parameters are sliced, and every size argument that follows is rewritten."""
 
+import operator
 from typing import Any, Mapping, Sequence
 
 import torch
@@ -36,7 +37,10 @@ def cut(model: GraphModule, graph: Graph, keep: Keep) -> None:
 def drop_branch(model: GraphModule, branch: Branch) -> None:
     """Replaces the residual add by its shortcut, in place; what only fed the branch is deleted."""
     nodes = {node.name: node for node in model.graph.nodes}
-    add, shortcut = nodes[branch.add], nodes[branch.shortcut]
+    if branch.add not in nodes:
+        return
+    add = nodes[branch.add]
+    shortcut = next(i for i in add.all_input_nodes if i.name not in branch.nodes)
     add.replace_all_uses_with(shortcut)
     model.graph.erase_node(add)
     model.graph.eliminate_dead_code()
@@ -132,9 +136,23 @@ def _axes(graph: Graph, node: Any) -> Mapping[int, tuple[int, ...]]:
 def _resize_shape(node: Node, graph: Graph, removed: set[int]) -> None:
     shape = list(node.args[1])  # type: ignore[arg-type]
     for axis, classes in _axes(graph, node).items():
-        if isinstance(shape[axis], int) and shape[axis] > 0:
-            shape[axis] = _kept(classes, removed)
+        kept = _kept(classes, removed)
+        if kept == len(classes):
+            continue
+        if isinstance(shape[axis], Node):
+            shape[axis] = _resized_product(shape[axis], len(classes), kept)
+        elif shape[axis] > 0:
+            shape[axis] = kept
     node.update_arg(1, shape)
+
+
+def _resized_product(size: Node, before: int, after: int) -> Node:
+    """batch * heads, with fewer heads."""
+    if size.target is not operator.mul or before not in size.args:
+        raise BuildError(f"the size {size.name} depends on the channels in a way that a cut can't follow")
+    factors = tuple(after if factor == before else factor for factor in size.args)
+    with size.graph.inserting_after(size):
+        return size.graph.call_function(operator.mul, factors)
 
 
 def _resize_pad(node: Node, graph: Graph, removed: set[int]) -> None:

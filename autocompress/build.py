@@ -1,0 +1,125 @@
+"""From a plan to a model: the shapes alone (to price it), the float model (to train it), the final one (to ship it)."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import GraphModule
+
+from autocompress.errors import BuildError
+from autocompress.export.rewrites import apply_exact
+from autocompress.graph.cut import cut, drop_branch
+from autocompress.graph.types import Graph
+from autocompress.methods.configs import LowRank, Prune, Quantize, Student
+from autocompress.methods.lowrank import LowRankMethod
+from autocompress.methods.prune import narrow_kernels
+from autocompress.methods.quantize import insert_fake_quant
+from autocompress.methods.student import student_keep
+from autocompress.plan import WHOLE_MODEL, Plan
+from autocompress.repair.least_squares import repair
+from autocompress.workload import DType, Kernel
+
+if TYPE_CHECKING:
+    from autocompress.repair.statistics import Statistics
+
+
+@dataclass(slots=True)
+class Workspace:
+    """A model under construction; methods edit it in stage order.
+
+    `statistics` may be None: then channels are kept by position and nothing is repaired, which is enough to time it.
+    """
+
+    model: GraphModule
+    graph: Graph
+    statistics: "Statistics | None"
+    widths: dict[str, int] = field(default_factory=dict)
+    importances: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, list[int]] = field(default_factory=dict)
+
+    def narrow(self, group: str, keep: int, importance: str = "reconstruction") -> None:
+        """The group shall keep at most this many channels; several calls keep the least."""
+        self.widths[group] = min(keep, self.widths.get(group, keep))
+        self.importances[group] = importance
+
+    def settle(self) -> None:
+        """Cuts once for all narrowings, then repairs what reads the cut channels."""
+        for group, width in self.widths.items():
+            branch = self.graph.groups[group].branch
+            if width == 0 and branch is None:
+                raise BuildError(f"group {group} can't go to zero: no residual branch vanishes with it")
+            if width == 0 and branch is not None:
+                drop_branch(self.model, self.graph.branches[branch])
+        narrowed = {g: w for g, w in self.widths.items() if 0 < w < self.graph.groups[g].channels}
+        self.kept = {group: self._most_important(group, width) for group, width in narrowed.items()}
+        cut(self.model, self.graph, self.kept)
+        if self.statistics is not None and self.kept:
+            repair(self.model, self.graph, self.kept, self.statistics)
+
+    def _most_important(self, group: str, width: int) -> list[int]:
+        if self.statistics is None:
+            return list(range(width))
+        scores = self.statistics.importance(group, self.importances[group])
+        return sorted(torch.topk(scores, width).indices.tolist())
+
+
+def widths(plan: Plan, graph: Graph) -> dict[str, int]:
+    """Channels that each narrowed group keeps; a student and a pruning of one group combine by the smaller number."""
+    result: dict[str, int] = {}
+    student = plan.configs(Student).get(WHOLE_MODEL)
+    if student is not None:
+        result.update(student_keep(graph, student.width))
+    for group, prune in plan.configs(Prune).items():
+        result[group] = min(prune.keep, result.get(group, prune.keep))
+    return result
+
+
+def plan_kernels(plan: Plan, graph: Graph) -> dict[str, Kernel]:
+    """The kernels a plan leads to, from shapes alone: no weights are touched. Decisions about what is gone are void."""
+    kernels = dict(graph.kernels)
+    narrow_kernels(kernels, graph, widths(plan, graph))
+    low_rank = LowRankMethod()
+    for layer, config in plan.configs(LowRank).items():
+        if layer in kernels:
+            low_rank.rewrite(kernels, layer, config, graph)
+    decided = plan.configs(Quantize)
+    if decided:
+        for name, kernel in kernels.items():
+            config = decided.get(kernel.layer)
+            if config is not None and kernel.workload.dtype is not config.dtype:
+                kernels[name] = kernel.with_workload(dtype=config.dtype)
+    return kernels
+
+
+def restructure(plan: Plan, graph: Graph, statistics: "Statistics | None") -> GraphModule:
+    """The float model of a plan, repaired but not trained: normalisation kept, every parameter trainable."""
+    work = Workspace(copy.deepcopy(graph.model), graph, statistics)
+    importances: dict[str, Any] = {group: prune.importance for group, prune in plan.configs(Prune).items()}
+    for group, width in widths(plan, graph).items():
+        work.narrow(group, width, importances.get(group, "reconstruction"))
+    work.settle()
+    low_rank = LowRankMethod()
+    present = {name for name, _ in work.model.named_modules()}
+    for layer, config in plan.configs(LowRank).items():
+        if layer in present:
+            low_rank.apply(work, layer, config)
+    return work.model
+
+
+def finalize(model: GraphModule, plan: Plan, graph: Graph, statistics: "Statistics | None") -> GraphModule:
+    """A copy of a restructured (and perhaps trained) model, exactly rewritten and quantised as the plan says."""
+    final = copy.deepcopy(model).eval()
+    apply_exact(final, graph.example_inputs)
+    int8 = {layer for layer, config in plan.configs(Quantize).items() if config.dtype is DType.INT8}
+    if int8:
+        batches = [inputs for inputs, _ in statistics.batches] if statistics else [graph.example_inputs]
+        insert_fake_quant(final, int8, batches, graph.example_inputs)
+    return final
+
+
+def build(plan: Plan, graph: Graph, statistics: "Statistics | None" = None) -> GraphModule:
+    """The plan's model, ready for export. The empty plan gives the original's outputs."""
+    if plan.fingerprint != graph.fingerprint:
+        raise BuildError(f"the plan is for model {plan.fingerprint}, this is {graph.fingerprint}: trace that model")
+    return finalize(restructure(plan, graph, statistics), plan, graph, statistics)
