@@ -60,7 +60,9 @@ def fuse(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> Fused:
         kernels[name] = Kernel(name, layer, inputs, _workload(model, node, sources, shapes))
         read[name] = tuple(i.name for i in sources)
         holder[node] = name
-    return Fused(kernels, {node.name: name for node, name in holder.items()}, read)
+    made = {node.name: name for node, name in holder.items()}
+    gone = {old: made[new] for old, new in model.meta.get("replaced", {}).items() if new in made}
+    return Fused(kernels, made | gone, read)
 
 
 def _parts(model: GraphModule) -> dict[str, tuple[str, str]]:
