@@ -1,6 +1,7 @@
 """The dead-channel check: what is silenced in the original and cut from a copy must give the same outputs."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,11 +28,12 @@ def check_group(graph: Graph, group: Group, seed: int = 0) -> str | None:
         gone = [1]
     keep = [c for c in range(group.channels) if c not in gone]
     inputs = probe(graph.example_inputs, generator)
+    claimed = replace(graph, groups={**graph.groups, group.id: group})
     try:
         silenced = copy.deepcopy(graph.model).double()
         silence(silenced, group, gone)
         shorter = copy.deepcopy(graph.model).double()
-        cut(shorter, graph, {group.id: keep})
+        cut(shorter, claimed, {group.id: keep})
         return _difference(silenced, shorter, inputs)
     except (AutocompressError, RuntimeError) as error:
         return f"the cut model does not run: {str(error).strip().splitlines()[0][:160]}"

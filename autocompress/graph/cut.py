@@ -220,4 +220,4 @@ def silence(model: GraphModule, group: Group, channels: Sequence[int]) -> None:
         value: Tensor = getattr(model.get_submodule(path), tensor)
         positions = [p for c in channels for p in member.index[c]]
         with torch.no_grad():
-            value.index_fill_(member.axis, torch.tensor(positions), 0.0)
+            value.index_fill_(member.axis, torch.tensor(positions, dtype=torch.long), 0.0)

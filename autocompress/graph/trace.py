@@ -6,6 +6,7 @@ free of the batch size.
 """
 
 import operator
+import warnings
 from hashlib import sha256
 from typing import Any
 
@@ -83,7 +84,8 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
             "give one batch as the model's forward takes it"
         ) from error
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, about its tree utilities
             program = torch.export.export(model, inputs, dynamic_shapes=shapes).run_decompositions(_SPELL_OUT)
     except Exception as error:
         raise TraceError(
@@ -154,7 +156,7 @@ class _Lift:
 
     def _check_batch(self, node: Node) -> None:
         value = node.meta.get("val")
-        if isinstance(value, Tensor) and value.dim() and isinstance(value.shape[0], int):
+        if isinstance(value, Tensor) and value.dim() and _is_number(value.shape[0]):
             raise TraceError(
                 f"the model fixes the batch size of input {node.name!r} at {value.shape[0]}; "
                 "write forward with x.shape[0] (or -1 in view/reshape) instead of a number"
@@ -231,6 +233,11 @@ class _Lift:
         self.modules.add(source)
         args = (self._value(activation),)
         return self.graph.create_node("call_module", path, args, {}, name=source.name)
+
+
+def _is_number(size: int | torch.SymInt) -> bool:
+    """Whether torch.export settled on one value: it may still wrap it in a symbol."""
+    return isinstance(size, int) or size.node.maybe_as_int() is not None
 
 
 def _arguments(node: Node) -> dict[str, Any]:

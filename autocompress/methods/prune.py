@@ -29,7 +29,9 @@ class PruneMethod:
 
     def options(self, target: str, graph: Graph, capabilities: Capabilities) -> tuple[Config | None, ...]:
         group = graph.groups[target]
-        widths = snapped_widths(group.channels, min(capabilities.channel_multiple.values(), default=1))
+        positions = len(group.members[0].index[0])
+        multiple = min(capabilities.channel_multiple.values(), default=1)
+        widths = snapped_widths(group.channels, max(1, multiple // positions))
         cuts = [Prune(width, self.importance) for width in widths]
         drop = [Prune(0, self.importance)] if group.branch else []
         return (None, *cuts, *drop)

@@ -1,0 +1,91 @@
+"""Lifting keeps the function, frees the batch size, and explains what it can't do."""
+
+import pytest
+import torch
+from torch import nn
+
+from autocompress.errors import TraceError
+from autocompress.graph import trace
+from autocompress.graph.trace import capture, fingerprint
+from tests.zoo import MODELS, make
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_lifted_model_equals_the_original_at_other_batch_sizes(name: str) -> None:
+    model, inputs = make(name)
+    lifted = capture(model, (inputs,))
+    for batch in (1, 2, 5):
+        x = inputs[:1].repeat(batch, *[1] * (inputs.dim() - 1))
+        torch.testing.assert_close(lifted(x), model(x))
+
+
+def test_batch_norm_is_a_module_that_trains() -> None:
+    model, inputs = make("resnet")
+    lifted = capture(model, (inputs,)).train()
+    before = lifted.get_submodule("bn1").running_mean.clone()
+    lifted(inputs).sum().backward()
+    assert not torch.equal(before, lifted.get_submodule("bn1").running_mean)
+    assert lifted.get_submodule("conv1").weight.grad is not None
+
+
+def test_fingerprint_sees_weights_and_structure() -> None:
+    model, inputs = make("resnet")
+    first = fingerprint(capture(model, (inputs,)))
+    assert first == fingerprint(capture(model, (inputs,)))
+    model.linear.bias.data[0] += 1e-3
+    assert first != fingerprint(capture(model, (inputs,)))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return self.fc(x)
+        return -self.fc(x)
+
+
+class FixedBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.view(2, 3))
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.fc(x), x
+
+
+def test_data_dependent_control_flow_names_the_users_line() -> None:
+    with pytest.raises(TraceError, match=r"test_trace\.py.*tensor operations only"):
+        capture(Branching(), (torch.randn(2, 3),))
+
+
+def test_a_fixed_batch_size_is_refused() -> None:
+    with pytest.raises(TraceError, match="batch size"):
+        capture(FixedBatch(), (torch.randn(2, 3),))
+
+
+def test_wrong_example_shape_is_reported_before_tracing() -> None:
+    model, _ = make("resnet")
+    with pytest.raises(TraceError, match=r"does not run on example_inputs of shape \(2, 1, 8, 8\)"):
+        capture(model, (torch.randn(2, 1, 8, 8),))
+
+
+def test_several_outputs_are_refused() -> None:
+    with pytest.raises(TraceError, match="returns 2 values"):
+        capture(TwoOutputs(), (torch.randn(2, 3),))
+
+
+def test_a_model_without_layers_has_nothing_to_compress() -> None:
+    with pytest.raises(TraceError, match="nothing to compress"):
+        trace(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), torch.randn(2, 4))
