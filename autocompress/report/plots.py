@@ -1,0 +1,170 @@
+"""The report's figures, each a Plotly figure made from a run's records."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from autocompress.methods.configs import Config, LowRank, Prune, Quantize, Student
+from autocompress.plan import Plan
+from autocompress.report.records import Records
+from autocompress.workload import DType
+
+MEASURED, PREDICTED, OTHERS, ORIGINAL = "#0b6e4f", "#c8553d", "#b8bec6", "#1d3557"
+KINDS = ("as it was", "8 bit", "narrowed", "narrowed, 8 bit", "low rank", "low rank, 8 bit", "dropped")
+KIND_COLOURS = ("#f1f3f5", "#a8dadc", "#f4d58d", "#8fbf88", "#e5989b", "#b56576", "#343a40")
+WIDTH_Z = 1.96
+"""A score's bar spans a 95 % interval under the normal approximation."""
+
+
+def front_figure(records: Records) -> go.Figure:
+    """Score over latency: the front with both intervals, everything else that was scored, and the original."""
+    figure = _figure("latency in ms", "score on the validation split")
+    front = set(records.front["id"])
+    others = records.candidates.query("status == 'complete'")
+    others = others[~others["id"].isin(front)]
+    figure.add_scatter(
+        x=others["measured_ms"].fillna(others["latency_ms"]), y=others["score"], mode="markers", name="others",
+        marker={"color": OTHERS, "size": 6}, text=others["id"], hovertemplate=_HOVER,
+    )  # fmt: skip
+    measured = records.front[records.front["measured_ms"].notna()]
+    predicted = records.front[records.front["measured_ms"].isna()]
+    _front_trace(figure, measured, "measured_ms", "front, measured", MEASURED)
+    _front_trace(figure, predicted, "latency_ms", "front, predicted only", PREDICTED)
+    original = _original(records)
+    if original is not None:
+        figure.add_scatter(
+            x=[original["baseline_ms"]], y=[original["score"]], mode="markers", name="original, measured",
+            marker={"color": ORIGINAL, "size": 13, "symbol": "star"}, hovertemplate=_HOVER, text=["original"],
+        )  # fmt: skip
+    return figure
+
+
+def prediction_figure(records: Records) -> go.Figure | None:
+    """Measured over predicted latency with the stated intervals; None if nothing was measured."""
+    known = records.candidates[records.candidates["measured_ms"].notna()]
+    if known.empty:
+        return None
+    outside = ~known["measured_ms"].between(known["latency_low_ms"], known["latency_high_ms"])
+    figure = _figure("predicted ms", "measured ms")
+    edge = [known[["latency_low_ms", "measured_ms"]].min().min(), known[["latency_high_ms", "measured_ms"]].max().max()]
+    figure.add_scatter(x=edge, y=edge, mode="lines", name="exact", line={"color": OTHERS, "dash": "dot"})
+    for name, rows, colour in (("inside", known[~outside], MEASURED), ("outside", known[outside], PREDICTED)):
+        if rows.empty:
+            continue
+        figure.add_scatter(
+            x=rows["latency_ms"], y=rows["measured_ms"], mode="markers", name=f"{name} the stated interval",
+            text=rows["id"], marker={"color": colour}, hovertemplate=_HOVER,
+            error_x=_asymmetric(rows, "latency_ms", "latency_low_ms", "latency_high_ms"),
+        )  # fmt: skip
+    return figure
+
+
+def decisions_figure(records: Records) -> go.Figure | None:
+    """What every front model does with every layer and channel group: one column per model, fastest first."""
+    plans = [records.plans[key] for key in records.front["id"]]
+    targets = list(dict.fromkeys(step.target for plan in plans for step in plan.steps))
+    if not targets:
+        return None
+    told = [[decisions(plan, target) for plan in plans] for target in targets]
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[KINDS.index(kind) for kind, _ in row] for row in told],
+            text=[[text for _, text in row] for row in told],
+            x=list(records.front["id"]),
+            y=targets,
+            zmin=-0.5,
+            zmax=len(KINDS) - 0.5,
+            xgap=1,
+            ygap=1,
+            colorscale=_steps(KIND_COLOURS),
+            texttemplate="%{text}",
+            hovertemplate="%{y}<br>%{x}: %{text}<extra></extra>",
+            colorbar={"tickvals": list(range(len(KINDS))), "ticktext": list(KINDS)},
+        )
+    )
+    figure.update_layout(template="plotly_white", height=160 + 18 * len(targets), margin={"t": 20, "l": 160})
+    figure.update_yaxes(autorange="reversed", type="category", tickfont={"size": 10})
+    figure.update_xaxes(type="category", tickfont={"size": 10})
+    return figure
+
+
+def time_figure(records: Records) -> go.Figure | None:
+    """Seconds of work spent on candidates by how far they were taken; None if the run did not keep them."""
+    if not {"rung", "seconds"} <= set(records.candidates.columns):
+        return None
+    spent = records.candidates.groupby("rung")["seconds"].agg(["sum", "count"]).query("sum > 0")
+    if spent.empty:
+        return None
+    figure = _figure("seconds", "")
+    labels = [f"{rung} ({count} candidates)" for rung, count in zip(spent.index, spent["count"], strict=True)]
+    figure.add_bar(x=spent["sum"], y=labels, orientation="h", marker={"color": MEASURED})
+    figure.update_layout(height=120 + 40 * len(spent))
+    return figure
+
+
+def decisions(plan: Plan, target: str) -> tuple[str, str]:
+    """The kind of everything a plan decides about a target, and the decisions in words."""
+    configs: list[Config] = [step.config for step in plan.steps if step.target == target]
+    int8 = any(isinstance(config, Quantize) and config.dtype is DType.INT8 for config in configs)
+    words = ", ".join(_words(config) for config in configs)
+    if any(isinstance(config, Prune) and config.keep == 0 for config in configs):
+        return "dropped", words
+    if any(isinstance(config, LowRank) for config in configs):
+        return ("low rank, 8 bit" if int8 else "low rank"), words
+    if any(isinstance(config, (Prune, Student)) for config in configs):
+        return ("narrowed, 8 bit" if int8 else "narrowed"), words
+    return ("8 bit" if int8 else "as it was"), words
+
+
+def _words(config: Config) -> str:
+    match config:
+        case Student(width):
+            return f"x {width:g}"
+        case Prune(keep):
+            return f"keep {keep}" if keep else "dropped"
+        case LowRank(kind, rank):
+            return f"{kind} {rank}"
+        case Quantize(dtype):
+            return str(dtype)
+
+
+_HOVER = "%{text}<br>%{x:.3f} ms, %{y:.4f}<extra></extra>"
+
+
+def _front_trace(figure: go.Figure, rows: pd.DataFrame, x: str, name: str, colour: str) -> None:
+    if rows.empty:
+        return
+    low, high = ("measured_low_ms", "measured_high_ms") if x == "measured_ms" else ("latency_low_ms", "latency_high_ms")
+    figure.add_scatter(
+        x=rows[x], y=rows["score"], mode="lines+markers", name=name, text=rows["id"], hovertemplate=_HOVER,
+        line={"color": colour, "shape": "hv"}, marker={"color": colour, "size": 9},
+        error_x=_asymmetric(rows, x, low, high) if {low, high} <= set(rows.columns) else None,
+        error_y={"type": "data", "array": rows["score_stderr"] * WIDTH_Z, "thickness": 1},
+    )  # fmt: skip
+
+
+def _asymmetric(rows: pd.DataFrame, middle: str, low: str, high: str) -> dict[str, Any]:
+    above, below = rows[high] - rows[middle], rows[middle] - rows[low]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1}
+
+
+def _original(records: Records) -> pd.Series | None:
+    rows = records.originals.dropna(subset=["score", "baseline_ms"])
+    return None if rows.empty else rows.iloc[0]
+
+
+def _figure(x: str, y: str) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        template="plotly_white", height=460, margin={"t": 20}, xaxis_title=x, yaxis_title=y,
+        legend={"orientation": "h", "y": -0.2},
+    )  # fmt: skip
+    return figure
+
+
+def _steps(colours: Sequence[str]) -> list[tuple[float, str]]:
+    """A colour scale of equal bands without blending."""
+    count = len(colours)
+    return [(edge / count, colour) for i, colour in enumerate(colours) for edge in (i, i + 1)]
