@@ -48,7 +48,7 @@ def snapped_widths(channels: int, multiple: int) -> list[int]:
     step = multiple
     while step > 1 and step >= channels:
         step //= 2
-    step = max(step, -(-channels // _STEPS))
+    step *= -(-channels // (_STEPS * step))
     return [width for width in range(channels - 1, 0, -1) if width % step == 0]
 
 
@@ -90,7 +90,7 @@ def _drop(kernels: dict[str, Kernel], graph: Graph, adds: list[str]) -> None:
         activation = kernels[closing].workload.fused
         for name in inside:
             kernels.pop(name, None)
-        if activation and not _non_negative(kernels, graph, shortcut):
+        if activation and not _non_negative(kernels, shortcut):
             if not _absorb(kernels, shortcut, activation):
                 _stand_alone(kernels, closing, shortcut, activation)
                 continue
@@ -108,15 +108,14 @@ def _resolve(name: str, instead: Mapping[str, str]) -> str:
     return name
 
 
-def _non_negative(kernels: Mapping[str, Kernel], graph: Graph, name: str) -> bool:
+def _non_negative(kernels: Mapping[str, Kernel], name: str) -> bool:
     """Whether a kernel's output can't be negative, so that a relu after it does nothing."""
     kernel = kernels.get(name)
     if kernel is None:
         return False
     if kernel.workload.fused:
         return kernel.workload.fused[-1] == "relu"
-    moves = kernel.workload.op in _KEEPS_SIGN or (kernel.workload.op == "conv" and kernel.layer not in graph.layers)
-    return moves and all(_non_negative(kernels, graph, i) for i in kernel.inputs)
+    return kernel.workload.op in _KEEPS_SIGN and all(_non_negative(kernels, i) for i in kernel.inputs)
 
 
 def _absorb(kernels: dict[str, Kernel], name: str, activation: tuple[str, ...]) -> bool:
