@@ -4,11 +4,12 @@ import copy
 from collections import Counter
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Mapping, Sequence
 
 
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from autocompress.errors import TraceError
 from autocompress.graph.branches import find_branches, with_branches
@@ -19,6 +20,7 @@ from autocompress.graph.labels import CONVOLUTIONS, TRANSPOSED, label
 from autocompress.export.rewrites import apply_exact
 from autocompress.graph.trace import capture, fingerprint
 from autocompress.graph.types import Branch, Graph, Group, Layer, Member, Share
+from autocompress.workload import Workload
 
 __all__ = ["Branch", "Graph", "Group", "Layer", "Member", "Share", "trace"]
 
@@ -107,27 +109,38 @@ def _started_in(kernel: str, branch: Branch, model: GraphModule) -> bool:
 def _shares(graph: Graph, fused: Fused) -> dict[str, dict[str, Share]]:
     """How often each channel of a group lies on the channel axes of every kernel."""
     group_of = {number: group.id for group in graph.groups.values() for number in group.classes}
-    last_node: dict[str, str] = {}
-    for node, kernel in fused.holder.items():
-        last_node.setdefault(kernel, node)
+    nodes = {node.name: node for node in graph.model.graph.nodes}
+    made_by: dict[str, Node] = {}
+    for name, kernel in fused.holder.items():
+        if name in nodes and isinstance(nodes[name].meta["val"], Tensor):
+            made_by.setdefault(kernel, nodes[name])
     shares: dict[str, dict[str, Share]] = {name: {} for name in graph.groups}
     for name, kernel in fused.kernels.items():
         sources = fused.sources[name] if kernel.workload.op == "concat" else fused.sources[name][:1]
-        inputs = Counter(g for s in sources for g in _channel_groups(graph, s, group_of))
-        outputs = Counter(_channel_groups(graph, last_node[name], group_of))
+        read = [_along_axes(graph, nodes.get(source), kernel.workload, group_of) for source in sources]
+        made = _along_axes(graph, made_by.get(name), kernel.workload, group_of)
         depthwise = kernel.workload.groups > 1 and kernel.workload.groups == kernel.workload.in_channels
-        for group in inputs.keys() | outputs.keys():
-            size = graph.groups[group].channels
-            made, read = outputs[group] // size, inputs[group] // size
-            shares[group][name] = Share(read, made, read if depthwise else 0)
+        for group in {g for axis in (*chain(*read), *made) for g in axis}:
+            channels = graph.groups[group].channels
+            inputs = sum(axes[0][group] for axes in read if axes) // channels
+            outputs = (made[0][group] if made else 0) // channels
+            size = tuple(axis[group] // channels for axis in (read[0][1:] if read else ()))
+            out_size = tuple(axis[group] // channels for axis in made[1:])
+            shares[group][name] = Share(
+                inputs, outputs, inputs if depthwise else 0, size if any(size) else (), out_size if any(out_size) else ()
+            )
     return shares
 
 
-def _channel_groups(graph: Graph, node: str, group_of: Mapping[int, str]) -> list[str]:
-    """The group of every channel position of a node's output (axis 1, or the last of three)."""
-    axes = graph.classes.get(node, {})
-    value = next((n.meta["val"] for n in graph.model.graph.nodes if n.name == node), None)
-    axis = 2 if isinstance(value, Tensor) and value.dim() == 3 and 2 in axes else 1
-    return [group_of[number] for number in axes.get(axis, ()) if number in group_of]
-
-
+def _along_axes(
+    graph: Graph, node: Node | None, workload: Workload, group_of: Mapping[int, str]
+) -> list[Counter[str]]:
+    """How often each group lies along a node's channel axis (first) and along its other axes, as Workload orders them."""
+    if node is None or not isinstance(node.meta["val"], Tensor):
+        return []
+    rank = node.meta["val"].dim()
+    convolves = workload.op in ("conv", "conv_transpose")
+    channel = rank - 1 if workload.op == "linear" or (rank == 3 and not convolves) else 1
+    order = [channel, *(axis for axis in range(1, rank) if axis != channel)]
+    axes = graph.classes.get(node.name, {})
+    return [Counter(group_of[c] for c in axes.get(axis, ()) if c in group_of) for axis in order]

@@ -75,11 +75,16 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How often each channel of a group lies on a kernel's input and output channel axis, and in its `groups`."""
+    """How often each channel of a group lies on a kernel's input and output channel axis, and in its `groups`.
+
+    `size` and `out_size` say so for the other axes (attention's heads lie there); empty where no axis carries any.
+    """
 
     inputs: int
     outputs: int
     groups: int
+    size: tuple[int, ...] = ()
+    out_size: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

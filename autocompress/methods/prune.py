@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Mapping
 
-from autocompress.graph.types import Graph
+from autocompress.graph.types import Graph, Share
 from autocompress.methods.configs import Config, Prune
 from autocompress.workload import Capabilities, Kernel, Workload
 
@@ -55,28 +55,30 @@ def snapped_widths(channels: int, multiple: int) -> list[int]:
 def narrow_kernels(kernels: dict[str, Kernel], graph: Graph, widths: Mapping[str, int]) -> None:
     """Rewrites, in place, the shapes of all kernels that the groups' channels pass; width 0 drops the group's branch."""
     dropped = [add for group, width in widths.items() if width == 0 and (add := graph.groups[group].branch)]
-    inputs: dict[str, int] = defaultdict(int)
-    outputs: dict[str, int] = defaultdict(int)
-    split: dict[str, int] = defaultdict(int)
+    cuts: dict[str, list[tuple[int, Share]]] = defaultdict(list)
     for name, width in widths.items():
         gone = graph.groups[name].channels - width
         for kernel, share in graph.shares[name].items() if gone and width else ():
-            inputs[kernel] += gone * share.inputs
-            outputs[kernel] += gone * share.outputs
-            split[kernel] += gone * share.groups
-    for name in inputs:
+            cuts[kernel].append((gone, share))
+    for name, shares in cuts.items():
         if name in kernels:
-            kernels[name] = _narrowed(kernels[name], inputs[name], outputs[name], split[name])
+            kernels[name] = _narrowed(kernels[name], shares)
     if dropped:
         _drop(kernels, graph, dropped)
 
 
-def _narrowed(kernel: Kernel, inputs: int, outputs: int, groups: int) -> Kernel:
+def _narrowed(kernel: Kernel, cuts: list[tuple[int, Share]]) -> Kernel:
     w = kernel.workload
-    workload = Workload(
-        w.op, w.in_channels - inputs, w.out_channels - outputs, w.size, w.out_size, w.window, w.stride,
-        w.groups - groups, w.dtype, w.fused,
-    )  # fmt: skip
+    inputs, outputs, groups, size, out_size = w.in_channels, w.out_channels, w.groups, w.size, w.out_size
+    for gone, share in cuts:
+        inputs -= gone * share.inputs
+        outputs -= gone * share.outputs
+        groups -= gone * share.groups
+        if share.size:
+            size = tuple(n - gone * times for n, times in zip(size, share.size, strict=True))
+        if share.out_size:
+            out_size = tuple(n - gone * times for n, times in zip(out_size, share.out_size, strict=True))
+    workload = Workload(w.op, inputs, outputs, size, out_size, w.window, w.stride, groups, w.dtype, w.fused)
     return Kernel(kernel.name, kernel.layer, kernel.inputs, workload)
 
 
