@@ -20,12 +20,16 @@ FIXED_SUFFIX = "_as_conv"
 """Ends the name of a convolution that an exact rewrite made: no plan names it, so it follows its neighbours."""
 
 _BINARY = frozenset({"add", "mul"})
-_FLOAT_WRITERS = frozenset({"linear"})
 
 
 def is_fixed(kernel: Kernel) -> bool:
     """Whether no plan decides about this weighted kernel."""
     return kernel.layer.endswith(FIXED_SUFFIX)
+
+
+def absorbs_activation(kernel: Kernel) -> bool:
+    """Whether an int8 kernel computes its activation by saturating, not in float after it."""
+    return CLIPPING.issuperset(kernel.workload.fused)
 
 
 def resolve(kernels: Kernels) -> dict[str, Kernel]:
@@ -53,13 +57,13 @@ def resolve(kernels: Kernels) -> dict[str, Kernel]:
 def quantised_tensors(resolved: Kernels) -> frozenset[str]:
     """Kernels and graph inputs whose output exists as int8, given resolved kernels.
 
-    A linear kernel that only fp32 kernels (or the caller) read writes floats from int8 operands directly.
+    A kernel that can write floats (see `_writes_floats`) does unless an int8 kernel reads them.
     """
     read = {source for kernel in resolved.values() if kernel.workload.dtype is DType.INT8 for source in kernel.inputs}
     produced = {
         name
         for name, kernel in resolved.items()
-        if kernel.workload.dtype is DType.INT8 and kernel.workload.op not in _FLOAT_WRITERS
+        if kernel.workload.dtype is DType.INT8 and not _writes_floats(kernel)
     }
     return frozenset(read | produced)
 
@@ -87,7 +91,7 @@ def boundaries(resolved: Kernels) -> list[Kernel]:
         if kernel.workload.dtype is DType.INT8:
             read_as_int8 = name in as_int8
             wanted_as_float = name in as_float or not read_as_int8
-            if wanted_as_float and (read_as_int8 or kernel.workload.op not in _FLOAT_WRITERS):
+            if wanted_as_float and (read_as_int8 or not _writes_floats(kernel)):
                 found.append(_conversion(name, "dequantize", kernel, kernel))
     return found
 
@@ -125,11 +129,16 @@ def _quantisable(kernel: Kernel) -> bool:
     workload = kernel.workload
     if workload.op in WEIGHTED_OPS:
         return True
-    if workload.op not in QUANTISABLE_PASSIVE or not CLIPPING.issuperset(workload.fused):
+    if workload.op not in QUANTISABLE_PASSIVE or not absorbs_activation(kernel):
         return False
     if workload.op in _BINARY:
         return len(kernel.inputs) == 2
     return workload.op != "mean" or (len(workload.size) == 2 and workload.in_channels == workload.out_channels)
+
+
+def _writes_floats(kernel: Kernel) -> bool:
+    """An int8 matrix product can leave its result in float, and an activation that is computed already has it there."""
+    return kernel.workload.op == "linear" or not absorbs_activation(kernel)
 
 
 def _conversion(producer: str, op: str, made: Kernel | None, shaped: Kernel) -> Kernel:

@@ -63,6 +63,11 @@ CASES = {
         {"a", "b"},
         {"x>q", "a>dq"},
     ),
+    "a computed activation is in float": (
+        ("a conv8+silu x", "s softmax a", "b conv8+silu x", "c conv8 b"),
+        {"a", "b", "c"},
+        {"x>q", "c>dq"},
+    ),
     "the shortcut's fixed convolution follows": (
         ("a conv x", "b conv8 a", "c conv8 b", f"{SHORTCUT} conv a", f"s add c {SHORTCUT}", "d conv8 s"),
         {"b", "c", SHORTCUT, "s", "d"},
