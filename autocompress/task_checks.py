@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autocompress.batches import as_tuple
 from autocompress.errors import TaskError
 from autocompress.task import Loader, Score, Task
 
@@ -42,12 +43,11 @@ def first_batch(split: str, loader: Loader) -> tuple[tuple[Tensor, ...], Any]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         found = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise TaskError(f"Task.{split} yields {found} instead of an (inputs, targets) pair; labels are needed")
-    inputs = tuple(batch[0]) if isinstance(batch[0], (tuple, list)) else (batch[0],)
-    return inputs, batch[1]
+    return as_tuple(batch[0]), batch[1]
 
 
 def _example_inputs(task: Task) -> tuple[Tensor, ...]:
-    inputs = task.example_inputs if isinstance(task.example_inputs, tuple) else (task.example_inputs,)
+    inputs = as_tuple(task.example_inputs)
     for tensor in inputs:
         if not isinstance(tensor, Tensor) or tensor.dim() == 0:
             raise TaskError(

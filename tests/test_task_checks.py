@@ -45,7 +45,7 @@ def test_two_inputs_are_understood() -> None:
     ("changes", "line"),
     [
         ({"model": "resnet"}, "Task.model is a str"),
-        ({"example_inputs": [1, 2]}, "Task.example_inputs holds a list"),
+        ({"example_inputs": [1, 2]}, "Task.example_inputs holds a int"),
         ({"example_inputs": torch.tensor(1.0)}, "without a batch dimension"),
         ({"validation": None}, "Task.validation is missing"),
         ({"validation": []}, "Task.validation is empty"),
