@@ -10,6 +10,9 @@ ACTIVATION_MIN, ACTIVATION_MAX = 0, 255
 """Activations are uint8: the pair (uint8, int8) has the fast kernels on x86."""
 WEIGHT_MIN, WEIGHT_MAX = -127, 127
 """Weights are int8 and symmetric, so that they need no zero point."""
+_BIAS_LIMIT = 2.0**30
+_LEAST_SCALE = 1e-18
+"""Keeps the step of an all-zero channel, and its product with another, a normal float32 number."""
 
 
 class FakeQuantize(nn.Module):
@@ -27,19 +30,22 @@ class FakeQuantize(nn.Module):
     def over(low: float, high: float) -> "FakeQuantize":
         """The grid that covers [low, high] and 0, on which 0 is exact: padding and ReLU cost no error."""
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = max((high - low) / (ACTIVATION_MAX - ACTIVATION_MIN), torch.finfo(torch.float32).tiny)
+        scale = max((high - low) / (ACTIVATION_MAX - ACTIVATION_MIN), _LEAST_SCALE)
         return FakeQuantize(scale, min(ACTIVATION_MAX, round(ACTIVATION_MIN - low / scale)))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, ACTIVATION_MIN, ACTIVATION_MAX)
 
 
-class _QuantizedWeight(nn.Module):
-    """A layer whose weight is rounded to int8 with one scale per output channel, which lies on `channel_axis`."""
+class QuantizedLayer(nn.Module):
+    """A layer whose weight is rounded to int8, with one scale per output channel (along `channel_axis`), and whose bias
+    is rounded to the int32 steps in which the products are summed. Its parameters stay the trainable float ones."""
 
     channel_axis = 0
     weight: Any
+    bias: Any
     weight_scale: Tensor
+    bias_scale: Tensor
 
     @property
     def quantized_weight(self) -> Tensor:
@@ -50,41 +56,48 @@ class _QuantizedWeight(nn.Module):
         )
 
     @property
-    def integer_weight(self) -> Tensor:
-        """The weight's int8 codes."""
+    def quantized_bias(self) -> Tensor | None:
+        """The bias as the runtime sees it, in float."""
+        if self.bias is None:
+            return None
+        error = (self.bias / self.bias_scale).round() * self.bias_scale - self.bias
+        result: Tensor = self.bias + error.detach()
+        return result
+
+    def integers(self) -> tuple[Tensor, Tensor | None]:
+        """The int8 weight and the int32 bias."""
+        shape = [1] * self.weight.dim()
+        shape[self.channel_axis] = -1
         with torch.no_grad():
-            shape = [1] * self.weight.dim()
-            shape[self.channel_axis] = -1
-            inverse = 1 / self.weight_scale
-            codes: Tensor = (self.weight * inverse.reshape(shape)).round()
-            return codes.clamp(WEIGHT_MIN, WEIGHT_MAX).to(torch.int8)
+            steps = (self.weight * (1 / self.weight_scale).reshape(shape)).round()
+            weight = steps.clamp(WEIGHT_MIN, WEIGHT_MAX).to(torch.int8)
+            return weight, None if self.bias is None else (self.bias / self.bias_scale).round().to(torch.int32)
 
 
-class _QuantizedConv(_QuantizedWeight):
+class _QuantizedConv(QuantizedLayer):
     _conv_forward: Any
-    bias: Any
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self._conv_forward(x, self.quantized_weight, self.bias)
+        result: Tensor = self._conv_forward(x, self.quantized_weight, self.quantized_bias)
         return result
 
 
-class _QuantizedConvTranspose(_QuantizedWeight):
+class _QuantizedConvTranspose(QuantizedLayer):
     channel_axis = 1
     function: Any
 
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self
         result: Tensor = type(self).function(
-            x, self.quantized_weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups,
-            layer.dilation,
+            x, self.quantized_weight, self.quantized_bias, layer.stride, layer.padding, layer.output_padding,
+            layer.groups, layer.dilation,
         )  # fmt: skip
         return result
 
 
-class QuantizedLinear(_QuantizedWeight, nn.Linear):
+class QuantizedLinear(QuantizedLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.quantized_weight, self.bias)
+        return F.linear(x, self.quantized_weight, self.quantized_bias)
 
 
 class QuantizedConv1d(_QuantizedConv, nn.Conv1d): ...
@@ -108,10 +121,7 @@ class QuantizedConvTranspose3d(_QuantizedConvTranspose, nn.ConvTranspose3d):  # 
     function = F.conv_transpose3d
 
 
-QuantizedLayer = _QuantizedWeight
-"""Any layer with int8 weights."""
-
-_QUANTIZED: dict[type[nn.Module], type[_QuantizedWeight]] = {
+_QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.Linear: QuantizedLinear,
     nn.Conv1d: QuantizedConv1d,
     nn.Conv2d: QuantizedConv2d,
@@ -122,11 +132,11 @@ _QUANTIZED: dict[type[nn.Module], type[_QuantizedWeight]] = {
 }
 
 
-def quantize_weight(layer: nn.Module, input_scale: float) -> None:
-    """Turns a layer, in place, into one with int8 weights; its parameters stay the trainable float ones.
+def quantize_weight(layer: nn.Module, input_scale: Tensor) -> None:
+    """Turns a layer, in place, into its QuantizedLayer; `input_scale` is the step of the tensor that it reads.
 
-    The scale is each channel's largest weight over 127, or more where the int32 bias, whose step is `input_scale` times
-    that scale, would overflow. A transposed convolution with groups has one scale for all channels of equal place.
+    A channel's scale is its largest weight over 127, or more where the bias would not fit into 31 bits. A grouped
+    transposed convolution has one scale for all the channels of equal place in their groups.
     """
     quantized: Any = layer
     quantized.__class__ = _QUANTIZED[type(layer)]
@@ -134,6 +144,9 @@ def quantize_weight(layer: nn.Module, input_scale: float) -> None:
     others = tuple(d for d in range(weight.dim()) if d != quantized.channel_axis)
     scale = weight.abs().amax(others) / WEIGHT_MAX
     if quantized.bias is not None:
-        least = quantized.bias.detach().abs() / (input_scale * 2.0**30)
+        least = quantized.bias.detach().abs() / (input_scale * _BIAS_LIMIT)
         scale = torch.maximum(scale, least.reshape(-1, scale.numel()).amax(0))
-    quantized.register_buffer("weight_scale", scale.clamp_min(torch.finfo(torch.float32).tiny).float())
+    scale = scale.clamp_min(_LEAST_SCALE)
+    quantized.register_buffer("weight_scale", scale)
+    repeats = 1 if quantized.bias is None else quantized.bias.numel() // scale.numel()
+    quantized.register_buffer("bias_scale", (input_scale * scale).repeat(repeats))

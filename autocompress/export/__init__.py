@@ -1,0 +1,1 @@
+"""From a finished model to a file that a runtime runs."""

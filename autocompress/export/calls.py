@@ -1,8 +1,11 @@
 """Reading the calls of a lifted graph: which operator, with which arguments."""
 
+import operator
 from typing import Any
 
 from torch.fx import Node
+
+getitem = operator.getitem
 
 
 def calls(node: Any, *targets: Any) -> bool:

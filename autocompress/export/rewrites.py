@@ -33,8 +33,8 @@ def apply_exact(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> tuple
     """Makes every rewrite that applies, in place, and returns them in order.
 
     Each rewritten operation is run on what reaches it for the example and compared with what it replaces; one that
-    differs by more than rounding explains is not made. `model.meta["replaced"]` maps the name of each node that is gone
-    to the name of the node that now yields its value.
+    differs by more than rounding explains is not made. `model.meta["rewrites"]` collects all that were made, and
+    `model.meta["replaced"]` maps the name of each node that is gone to that of the node that now yields its value.
     """
     with torch.no_grad():
         scene = _Scene.of(model, example_inputs)
@@ -42,6 +42,7 @@ def apply_exact(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> tuple
     model.graph.eliminate_dead_code()
     model.delete_all_unused_submodules()
     model.recompile()
+    model.meta["rewrites"] = (*model.meta.get("rewrites", ()), *done)
     return tuple(done)
 
 

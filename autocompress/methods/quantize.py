@@ -140,4 +140,4 @@ def _quantize_weights(model: GraphModule, fused: Fused, resolved: Kernels) -> No
             continue
         layer, rounding = model.get_submodule(node.target), model.get_submodule(node.args[0].target)
         assert isinstance(rounding, FakeQuantize), f"{node.name} is int8 but its input is not rounded"
-        quantize_weight(layer, float(rounding.scale))
+        quantize_weight(layer, rounding.scale)
