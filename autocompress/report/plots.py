@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from autocompress.methods.configs import Config, LowRank, Prune, Quantize, Student
 from autocompress.plan import Plan
 from autocompress.report.records import Records
+from autocompress.search.engine import Baseline
 from autocompress.workload import DType
 
 MEASURED, PREDICTED, OTHERS, ORIGINAL = "#0b6e4f", "#c8553d", "#b8bec6", "#1d3557"
@@ -32,12 +33,8 @@ def front_figure(records: Records) -> go.Figure:
     predicted = records.front[records.front["measured_ms"].isna()]
     _front_trace(figure, measured, "measured_ms", "front, measured", MEASURED)
     _front_trace(figure, predicted, "latency_ms", "front, predicted only", PREDICTED)
-    original = _original(records)
-    if original is not None:
-        figure.add_scatter(
-            x=[original["baseline_ms"]], y=[original["score"]], mode="markers", name="original, measured",
-            marker={"color": ORIGINAL, "size": 13, "symbol": "star"}, hovertemplate=_HOVER, text=["original"],
-        )  # fmt: skip
+    if records.baseline is not None:
+        _original_trace(figure, records.baseline)
     return figure
 
 
@@ -91,16 +88,15 @@ def decisions_figure(records: Records) -> go.Figure | None:
 
 
 def time_figure(records: Records) -> go.Figure | None:
-    """Seconds of work spent on candidates by how far they were taken; None if the run did not keep them."""
-    if not {"rung", "seconds"} <= set(records.candidates.columns):
-        return None
-    spent = records.candidates.groupby("rung")["seconds"].agg(["sum", "count"]).query("sum > 0")
-    if spent.empty:
+    """Seconds that each stage of the search took; None if the run did not keep them."""
+    spent = {stage: seconds for stage, seconds in records.stage_seconds.items() if seconds > 0}
+    if not spent:
         return None
     figure = _figure("seconds", "")
-    labels = [f"{rung} ({count} candidates)" for rung, count in zip(spent.index, spent["count"], strict=True)]
-    figure.add_bar(x=spent["sum"], y=labels, orientation="h", marker={"color": MEASURED})
+    stages = [stage.replace("_", " ") for stage in spent]
+    figure.add_bar(x=list(spent.values()), y=stages, orientation="h", marker={"color": MEASURED})
     figure.update_layout(height=120 + 40 * len(spent))
+    figure.update_yaxes(autorange="reversed")
     return figure
 
 
@@ -150,9 +146,16 @@ def _asymmetric(rows: pd.DataFrame, middle: str, low: str, high: str) -> dict[st
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1}
 
 
-def _original(records: Records) -> pd.Series | None:
-    rows = records.originals.dropna(subset=["score", "baseline_ms"])
-    return None if rows.empty else rows.iloc[0]
+def _original_trace(figure: go.Figure, baseline: Baseline) -> None:
+    """The original as plainly exported and, where it was timed, after the exact rewrites that are no compression."""
+    points = [("original, measured", baseline.latency, "star")]
+    if baseline.rewritten is not None:
+        points.append(("original, exactly rewritten", baseline.rewritten, "star-open"))
+    for name, latency, symbol in points:
+        figure.add_scatter(
+            x=[latency.seconds * 1e3], y=[baseline.score.value], mode="markers", name=name, text=[name],
+            marker={"color": ORIGINAL, "size": 13, "symbol": symbol}, hovertemplate=_HOVER,
+        )  # fmt: skip
 
 
 def _figure(x: str, y: str) -> go.Figure:

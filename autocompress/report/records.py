@@ -1,6 +1,5 @@
-"""A run's files, read back and checked for the report."""
+"""What a report is made of: a run's candidates as tables, its plans, cards and settings."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +8,19 @@ from typing import Any
 import pandas as pd
 
 from autocompress.card import Card, card_path
-from autocompress.errors import ConfigError, RunError
 from autocompress.plan import Plan
+from autocompress.search.candidate import Candidate
+from autocompress.search.engine import Baseline
+from autocompress.search.records import RunFolder
+from autocompress.search.study import Study, load
 
-COLUMNS = (
-    "id", "status", "score", "score_stderr", "test_score", "latency_ms", "latency_low_ms", "latency_high_ms",
-    "measured_ms", "baseline_ms", "speedup", "size_bytes", "params", "macs", "artifact",
-)  # fmt: skip
-"""What front.csv and candidates.csv hold at least."""
+_TEXT = ("id", "status", "artifact", "rung", "origin", "reason")
+"""Columns that are not numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """`front` is in order of latency. `plans` and `cards` are by candidate id; a card is there if the model is."""
+    """`front` and `candidates` have the columns of front.csv, the front in order of latency. `settings` is run.toml."""
 
     run: Path
     settings: Mapping[str, Any]
@@ -29,69 +28,39 @@ class Records:
     candidates: pd.DataFrame
     plans: Mapping[str, Plan]
     cards: Mapping[str, Card]
-
-    @property
-    def originals(self) -> pd.DataFrame:
-        """Candidates whose plan decides nothing."""
-        untouched = {key for key, plan in self.plans.items() if not plan.steps}
-        return self.candidates[self.candidates["id"].isin(untouched)]
+    baseline: Baseline | None
+    stage_seconds: Mapping[str, float]
+    complete: bool
 
 
 def read_records(run: Path) -> Records:
-    """Raises RunError, saying which file is at fault and what to do."""
-    if not run.is_dir():
-        raise RunError(f"no run folder {str(run)!r}; `autocompress search TASK --out {run}` makes one")
-    candidates = _table(run, "candidates.csv")
-    front = _table(run, "front.csv").sort_values("latency_ms", kind="stable")
-    plans = {str(key): _plan(run, str(key)) for key in {*front["id"], *_built(candidates)["id"]}}
-    cards = {key: card for key in front["id"] if (card := _card(run, str(key))) is not None}
-    return Records(run, _settings(run), front, candidates, plans, cards)
+    """Raises RunError, saying which file is at fault and what to do, if the folder holds no whole run."""
+    folder = RunFolder(run)
+    settings = folder.read_run()
+    study = load(run)
+    candidates = _table(study)
+    front = [candidate.id for candidate in reversed(study.front)]
+    return Records(
+        run,
+        settings,
+        candidates.set_index("id", drop=False).loc[front],
+        candidates,
+        {candidate.id: candidate.plan for candidate in study.candidates},
+        {candidate.id: card for candidate in study.front if (card := _card(run, candidate)) is not None},
+        study.baseline,
+        study.stage_seconds,
+        study.complete,
+    )
 
 
-def _built(candidates: pd.DataFrame) -> pd.DataFrame:
-    return candidates[candidates["status"] == "complete"]
+def _table(study: Study) -> pd.DataFrame:
+    frame = study.to_frame().reset_index()
+    numbers = [column for column in frame.columns if column not in _TEXT]
+    return frame.assign(**{column: pd.to_numeric(frame[column]) for column in numbers})
 
 
-def _settings(run: Path) -> Mapping[str, Any]:
-    path = run / "run.toml"
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(f"{run} has no run.toml, so it is not a run's folder; name the --out of a search") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is damaged ({error}); restore it or search again into a new folder") from error
-
-
-def _table(run: Path, name: str) -> pd.DataFrame:
-    path = run / name
-    try:
-        table = pd.read_csv(path, dtype={"id": str, "artifact": str, "status": str})
-    except FileNotFoundError as error:
-        raise RunError(f"{run} has no {name}; run the search again with --out {run}, it resumes") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
-        raise RunError(
-            f"{path} is damaged ({_line(error)}); run the search again with --out {run}, it resumes"
-        ) from error
-    missing = [column for column in COLUMNS if column not in table.columns]
-    if missing:
-        raise RunError(f"{path} lacks the columns {', '.join(missing)}; run the search again with --out {run}")
-    return table
-
-
-def _plan(run: Path, key: str) -> Plan:
-    path = run / "plans" / f"{Path(key).name}.json"
-    try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(f"the plan {path} is missing; run the search again with --out {run}, it resumes") from error
-    except ConfigError as error:
-        raise RunError(f"the plan {path} is damaged: {error}") from error
-
-
-def _card(run: Path, key: str) -> Card | None:
-    path = card_path(run / "models" / f"{Path(key).name}.onnx")
+def _card(run: Path, candidate: Candidate) -> Card | None:
+    if candidate.artifact is None:
+        return None
+    path = card_path(run / "models" / Path(candidate.artifact).name)
     return Card.from_json(path.read_text(encoding="utf-8"), path.parent) if path.is_file() else None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

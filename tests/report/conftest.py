@@ -1,40 +1,65 @@
-"""A small run's folder, written by hand as the contract says."""
+"""A small run's folder, written by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from autocompress.methods.configs import LowRank, Prune, Quantize
+from autocompress.config import Settings, to_document
+from autocompress.methods.configs import Config, LowRank, Prune, Quantize
 from autocompress.plan import Plan, Step
-from autocompress.report.records import COLUMNS
-from autocompress.workload import DType
+from autocompress.search.candidate import Candidate, Rung, Status
+from autocompress.search.engine import Baseline
+from autocompress.search.records import RunFolder
+from autocompress.task import Score
+from autocompress.workload import DType, Latency
 
-PLANS = {
-    "aaa": Plan("f00d"),
-    "bbb": Plan("f00d", (Step("conv1", Quantize(DType.INT8)), Step("g1", Prune(0)), Step("g2", Prune(12)))),
-    "ccc": Plan("f00d", (Step("fc", LowRank("svd", 4)), Step("fc", Quantize(DType.INT8)))),
-}
-ROWS = {
-    "aaa": "aaa,complete,0.95,0.01,0.94,1.0,0.97,1.03,1.0,1.0,1.0,40000,10000,500000,models/aaa.onnx,0.99,1.01",
-    "bbb": "bbb,complete,0.94,0.01,0.93,0.5,0.48,0.52,0.60,1.0,1.67,12000,9000,250000,models/bbb.onnx,0.59,0.61",
-    "ccc": "ccc,complete,0.90,0.01,,0.4,0.38,0.42,,1.0,2.5,11000,8000,200000,,,",
-    "ddd": "ddd,rejected,,,,2.0,1.9,2.1,,1.0,,,,,,,",
-}
+
+def _candidate(
+    rung: Rung, score: float | None, predicted_ms: float, measured_ms: float | None, **decided: Config
+) -> Candidate:
+    plan = Plan("f00d", tuple(Step(target.rstrip("_"), config) for target, config in decided.items()))
+    return Candidate(
+        plan.key, plan, rung, Status.REJECTED if score is None else Status.COMPLETE, _ms(predicted_ms),
+        score=None if score is None else Score(score, 0.01, 500), measured=_ms(measured_ms, "measured"),
+        test_score=None if measured_ms is None else Score(score - 0.01, 0.01, 500),
+        size_bytes=12000, params=9000, macs=250000,
+        artifact=None if measured_ms is None else f"models/{plan.key}.onnx",
+    )  # fmt: skip
+
+
+def _ms(value: float | None, origin: str = "predicted") -> Latency | None:
+    return None if value is None else Latency(value / 1e3, 0.95 * value / 1e3, 1.05 * value / 1e3, 1.0, origin)
+
+
+CANDIDATES = {
+    "original": _candidate(Rung.MEASURED, 0.95, 1.0, 1.0),
+    "outside": _candidate(
+        Rung.MEASURED, 0.94, 0.5, 0.6, conv1=Quantize(DType.INT8), g1=Prune(0), g2=Prune(12)
+    ),
+    "low_rank": _candidate(Rung.MEASURED, 0.9, 0.4, 0.41, fc=LowRank("svd", 4), fc_=Quantize(DType.INT8)),
+    "scored": _candidate(Rung.VALIDATED, 0.93, 0.55, None, g2=Prune(8)),
+    "rejected": _candidate(Rung.PRICED, None, 2.0, None, g2=Prune(4)),
+}  # fmt: skip
+BASELINE = Baseline(
+    Score(0.95, 0.01, 500), Score(0.95, 0.02, 250), _ms(1.0, "measured"), 40000, 10000, 500000,
+    Score(0.94, 0.01, 500), _ms(0.92, "measured"),
+)  # fmt: skip
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    def make(front: str = "ccc bbb aaa", candidates: str = "aaa bbb ccc ddd") -> Path:
-        run = tmp_path / "run"
-        (run / "plans").mkdir(parents=True)
-        (run / "models").mkdir()
-        (run / "run.toml").write_text('fingerprint = "f00d"\nseed = 0\n[versions]\ntorch = "2.13.0"\n')
-        head = ",".join((*COLUMNS, "measured_low_ms", "measured_high_ms"))
-        for name, ids in (("front.csv", front), ("candidates.csv", candidates)):
-            (run / name).write_text("\n".join([head, *(ROWS[key] for key in ids.split())]) + "\n")
-        for key, plan in PLANS.items():
-            (run / "plans" / f"{key}.json").write_text(plan.to_json())
-        return run
+    def make(names: str = " ".join(CANDIDATES), tested: bool = True) -> Path:
+        folder = RunFolder(tmp_path / "run")
+        folder.path.mkdir()
+        folder.write_run({"fingerprint": "f00d", "settings": to_document(Settings(seed=7))})
+        folder.write_state(
+            {"baseline": BASELINE.to_document(), "stage_seconds": {"setup": 3.0, "fine_tuning": 9.0}, "complete": True}
+        )
+        for name in names.split():
+            candidate = CANDIDATES[name]
+            folder.append(candidate if tested else replace(candidate, test_score=None))
+        return folder.path
 
     return make

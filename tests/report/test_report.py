@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.errors import RunError
-from autocompress.methods.configs import Prune, Quantize
+from autocompress.errors import AutocompressError, RunError
+from autocompress.methods.configs import Config, LowRank, Prune, Quantize, Student
 from autocompress.plan import Plan, Step
 from autocompress.report import write_report
-from autocompress.report.plots import decisions, prediction_figure, time_figure
+from autocompress.report.plots import decisions, front_figure, prediction_figure, time_figure
 from autocompress.report.records import read_records
 from autocompress.workload import DType
 
+from .conftest import CANDIDATES
+
 MakeRun = Callable[..., Path]
+OUTSIDE, LOW_RANK = CANDIDATES["outside"].id, CANDIDATES["low_rank"].id
 
 
 class _Text(HTMLParser):
@@ -39,94 +42,97 @@ class _Text(HTMLParser):
             self.words.append(data)
 
 
-def read(run: Path) -> _Text:
+def read(run: Path) -> tuple[str, _Text]:
     text = _Text()
     text.feed(write_report(run).read_text(encoding="utf-8"))
-    return text
+    return " ".join(text.words), text
 
 
 def test_the_page_shows_every_front_model_and_needs_nothing_from_outside(make_run: MakeRun) -> None:
-    text = read(make_run())
-    words = " ".join(text.words)
-    for told in ("0.9400", "0.600", "1.67x", "12 kB", "250,000", "3 models on the front, of 4 plans"):
+    words, text = read(make_run())
+    for told in ("0.9400", "0.600", "1.67x", "12 kB", "250,000", "3 models on the front, of 5 plans", "seed 7"):
         assert told in words
-    assert set(text.addresses) == {"models/aaa.onnx", "models/bbb.onnx"}
+    assert "runs 2.44x as fast as the original (measured)" in words
+    assert "alone bring 1.09x" in words
+    measured = ("original", "outside", "low_rank")
+    assert set(text.addresses) == {CANDIDATES[name].artifact for name in measured}
 
 
 def test_the_page_marks_what_lies_outside_its_interval(make_run: MakeRun) -> None:
     html = write_report(make_run()).read_text(encoding="utf-8")
-    assert re.findall(r"<tr class=marked><td>(\w+)", html) == ["bbb"]
+    assert re.findall(r"<tr class=marked><td>(\w+)", html) == [OUTSIDE]
 
 
-def test_the_page_says_whether_there_was_a_test_split(make_run: MakeRun) -> None:
+@pytest.mark.parametrize(("tested", "line"), [(True, "looked at once"), (False, "There was no test split")])
+def test_the_page_says_whether_there_was_a_test_split(make_run: MakeRun, tested: bool, line: str) -> None:
+    assert line in read(make_run(tested=tested))[0]
+
+
+def test_markup_in_settings_is_escaped(make_run: MakeRun) -> None:
     run = make_run()
-    assert "looked at once" in " ".join(read(run).words)
-    for name in ("front.csv", "candidates.csv"):
-        text = (run / name).read_text()
-        (run / name).write_text(text.replace(",0.94,1.0", ",,1.0").replace(",0.93,0.5", ",,0.5"))
-    assert "There was no test split" in " ".join(read(run).words)
-
-
-def test_markup_in_names_is_escaped(make_run: MakeRun) -> None:
-    run = make_run()
-    (run / "run.toml").write_text("task = '<script>alert(1)</script>'")
+    path = run / "run.toml"
+    path.write_text(path.read_text().replace('"f00d"', '"<script>alert(1)</script>"'))
     assert "<script>alert(1)" not in write_report(run).read_text(encoding="utf-8")
 
 
 def test_without_measurements_it_says_so(make_run: MakeRun) -> None:
-    run = make_run(front="ccc", candidates="ccc ddd")
+    run = make_run("scored rejected")
     assert prediction_figure(read_records(run)) is None
-    assert "every latency here is a prediction" in " ".join(read(run).words)
+    assert "every latency here is a prediction" in read(run)[0]
 
 
-def test_time_is_shown_only_where_it_was_kept(make_run: MakeRun) -> None:
-    assert time_figure(read_records(make_run())) is None
+def test_an_empty_run_has_a_page_too(make_run: MakeRun) -> None:
+    assert "0 models on the front" in read(make_run("rejected"))[0]
+
+
+def test_the_front_is_drawn_with_both_originals(make_run: MakeRun) -> None:
+    names = {trace.name for trace in front_figure(read_records(make_run())).data}
+    assert names == {"others", "front, measured", "original, measured", "original, exactly rewritten"}
+
+
+def test_stages_are_shown_where_they_were_kept(make_run: MakeRun) -> None:
+    run = make_run()
+    figure = time_figure(read_records(run))
+    assert figure is not None and list(figure.data[0].y) == ["setup", "fine tuning"]
+    (run / "state.json").unlink()
+    assert time_figure(read_records(run)) is None
 
 
 @pytest.mark.parametrize(
-    ("configs", "kind"),
+    ("configs", "kind", "words"),
     [
-        ((), "as it was"),
-        ((Prune(0), Quantize(DType.INT8)), "dropped"),
-        ((Prune(8), Quantize(DType.INT8)), "narrowed, 8 bit"),
-        ((Quantize(DType.FP32),), "as it was"),
+        ((), "as it was", ""),
+        ((Prune(0), Quantize(DType.INT8)), "dropped", "dropped, int8"),
+        ((Prune(8), Quantize(DType.INT8)), "narrowed, 8 bit", "keep 8, int8"),
+        ((Quantize(DType.FP32),), "as it was", "fp32"),
+        ((LowRank("svd", 4),), "low rank", "svd 4"),
+        ((Student(0.5),), "narrowed", "x 0.5"),
     ],
 )
-def test_decisions_have_one_kind(configs: tuple[Prune | Quantize, ...], kind: str) -> None:
-    assert decisions(Plan("f", tuple(Step("t", config) for config in configs)), "t")[0] == kind
+def test_decisions_have_one_kind(configs: tuple[Config, ...], kind: str, words: str) -> None:
+    assert decisions(Plan("f", tuple(Step("t", config) for config in configs)), "t") == (kind, words)
 
 
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
-        (lambda run: (run / "front.csv").unlink(), "has no front.csv; run the search again"),
-        (lambda run: (run / "run.toml").unlink(), "has no run.toml"),
-        (lambda run: (run / "run.toml").write_bytes(b"\xff\x00"), "run.toml is damaged"),
-        (lambda run: (run / "candidates.csv").write_text(""), "candidates.csv is damaged"),
-        (lambda run: (run / "candidates.csv").write_text("id,status\naaa,complete\n"), "lacks the columns score,"),
-        (lambda run: (run / "plans" / "bbb.json").write_text("{"), "bbb.json is damaged"),
-        (lambda run: (run / "plans" / "bbb.json").unlink(), "bbb.json is missing"),
-        (lambda run: (run / "models" / "aaa.card.json").write_text("{}"), "not a model's card"),
+        (lambda run: (run / "run.toml").unlink(), r"run\.toml is missing"),
+        (lambda run: (run / "run.toml").write_bytes(b"\xff\x00"), r"run\.toml is damaged"),
+        (lambda run: (run / "run.toml").write_text("[settings]\nsede = 1"), "unknown key 'sede': did you mean 'seed'"),
+        (lambda run: (run / "models" / f"{OUTSIDE}.card.json").write_text("{}"), "not a model's card"),
     ],
 )
 def test_damaged_runs_are_refused_with_the_file_at_fault(
     make_run: MakeRun, damage: Callable[[Path], object], line: str
 ) -> None:
     run = make_run()
+    (run / "models").mkdir()
     damage(run)
-    with pytest.raises(RunError, match=line):
+    with pytest.raises(AutocompressError, match=line) as caught:
         write_report(run)
-
-
-def test_ids_can_not_lead_out_of_the_run(make_run: MakeRun) -> None:
-    run = make_run()
-    (run.parent / "secret.json").write_text(Plan("f").to_json())
-    text = (run / "front.csv").read_text().replace("\nbbb,", "\n../../secret,")
-    (run / "front.csv").write_text(text)
-    with pytest.raises(RunError, match="missing"):
-        write_report(run)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run folder"):
+    with pytest.raises(RunError, match="nowhere holds no run"):
         write_report(tmp_path / "nowhere")
