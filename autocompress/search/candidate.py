@@ -1,8 +1,12 @@
 """One evaluated plan and all that is known of it; a row of candidates.csv."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
+from autocompress.errors import ConfigError, RunError
 from autocompress.plan import Plan
 from autocompress.task import Score
 from autocompress.workload import Latency
@@ -28,11 +32,13 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A plan with the best knowledge of it so far.
+    """A plan with the best knowledge of it so far; `id` is the plan's key.
 
     `score` is on validation data (the subset's up to rung REPAIRED), `test_score` on the test split, looked at once for
     front candidates. `latency` is the price (predicted); `measured` the measured one, if any. `outside_interval` marks
-    a measured latency that lies outside the predicted interval. `artifact` is relative to the run's folder.
+    a measured latency that lies outside the predicted interval. `artifact` and `weights` are relative to the run's
+    folder; `weights` are there once it was fine-tuned, for `trained_s` seconds in all. `origin` says what proposed it,
+    `seconds` what it took to build and score it.
     """
 
     id: str
@@ -49,6 +55,9 @@ class Candidate:
     artifact: str | None = None
     reason: str = ""
     seconds: float = 0.0
+    origin: str = ""
+    weights: str | None = None
+    trained_s: float = 0.0
 
     @property
     def best_latency(self) -> Latency:
@@ -58,3 +67,44 @@ class Candidate:
     @property
     def outside_interval(self) -> bool:
         return self.measured is not None and not self.latency.low <= self.measured.seconds <= self.latency.high
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """(-score, best latency): what dominance compares. Only for candidates with a score."""
+        assert self.score is not None, "only scored candidates are compared"
+        return -self.score.value, self.best_latency.seconds
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps({**asdict(self), "plan": json.loads(self.plan.to_json())}, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> "Candidate":
+        """Raises RunError for what `to_json` would not write."""
+        try:
+            return _decode(json.loads(text))
+        except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"not a candidate: {error}; candidates are the lines of RUN/candidates.jsonl") from error
+
+
+def decode_score(values: Mapping[str, Any] | None) -> Score | None:
+    return Score(**values) if values else None
+
+
+def decode_latency(values: Mapping[str, Any] | None) -> Latency | None:
+    return Latency(**values) if values else None
+
+
+def _decode(values: dict[str, Any]) -> Candidate:
+    return Candidate(
+        **{
+            **values,
+            "plan": Plan.from_json(json.dumps(values["plan"])),
+            "rung": Rung(values["rung"]),
+            "status": Status(values["status"]),
+            "latency": Latency(**values["latency"]),
+            "score": decode_score(values["score"]),
+            "test_score": decode_score(values["test_score"]),
+            "measured": decode_latency(values["measured"]),
+        }
+    )

@@ -1,0 +1,123 @@
+"""The seam between the search and the work it orders: what an evaluator can do, and what it answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from autocompress.plan import Plan
+from autocompress.search.candidate import Candidate, decode_latency, decode_score
+from autocompress.task import Score
+from autocompress.workload import Artifact, Latency
+
+if TYPE_CHECKING:
+    from autocompress.search.space import Space
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What is known of a plan from shapes alone."""
+
+    latency: Latency
+    size_bytes: int
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The original as plainly exported. `score` is on all of validation, `subset_score` on the trials' subset.
+
+    `latency` is measured. `rewritten` is the measured latency after the exact rewrites alone: the share of every
+    speed-up that is not compression's.
+    """
+
+    score: Score
+    subset_score: Score
+    latency: Latency
+    size_bytes: int
+    params: int
+    macs: int
+    test_score: Score | None = None
+    rewritten: Latency | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_document(document: Mapping[str, Any]) -> "Baseline":
+        scores = {name: decode_score(document[name]) for name in ("score", "subset_score", "test_score")}
+        times = {name: decode_latency(document[name]) for name in ("latency", "rewritten")}
+        return Baseline(**{**document, **scores, **times})
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Weights to begin training from: those of a plan that was fine-tuned before."""
+
+    plan: Plan
+    weights: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """`start` is the position of the weights that were begun from, None for the repaired original's."""
+
+    start: int | None
+    seconds: float
+
+
+class Evaluator(Protocol):
+    """Everything that costs more than arithmetic. Expected failures are raised as autocompress.errors.Failure.
+
+    `trainable` is False where the task has no training data. `environment` holds versions and hardware.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def trainable(self) -> bool: ...
+
+    @property
+    def environment(self) -> Mapping[str, str]: ...
+
+    def space(self) -> "Space":
+        """Every decision that can be made about the model."""
+        ...
+
+    def price(self, plan: Plan) -> Price:
+        """From shapes alone; at most a millisecond."""
+        ...
+
+    def baseline(self, folder: Path) -> Baseline:
+        """Exports the original plainly to folder/original.onnx, scores and times it."""
+        ...
+
+    def divergence(self, plan: Plan) -> float:
+        """How far the repaired model's outputs are from the original's on a few samples; 0 = not at all."""
+        ...
+
+    def export(self, plan: Plan, weights: Path | None, path: Path) -> Artifact:
+        """Builds the plan, with these trained weights if given, and writes it to `path`."""
+        ...
+
+    def score(self, path: Path, samples: int | None) -> Score:
+        """The exported file's score on the first `samples` of validation, on all of it if None."""
+        ...
+
+    def test_score(self, path: Path) -> Score | None:
+        """The exported file's score on the test split, None where there is none."""
+        ...
+
+    def fine_tune(self, plan: Plan, starts: Sequence[Start], seconds: float, weights: Path) -> Trained:
+        """Trains for `seconds`, from whichever start is closest to the original, and writes the weights."""
+        ...
+
+    def measure(self, paths: Mapping[str, Path], seconds: float | None) -> Mapping[str, Latency]:
+        """Times the files in turn with the original, within about `seconds`."""
+        ...
+
+    def certify(self, candidate: Candidate, artifact: Artifact, baseline: Baseline) -> None:
+        """Holds the file against the torch model and writes its card. Raises VerificationError."""
+        ...

@@ -1,0 +1,101 @@
+"""All candidates of a run: in memory, in the journal, and as tables."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from autocompress.search.candidate import Candidate, Rung, Status
+from autocompress.search.engine import Baseline
+from autocompress.search.records import RunFolder
+from autocompress.search.rungs import pareto_front
+
+COLUMNS = (
+    "id", "status", "score", "score_stderr", "test_score", "latency_ms", "latency_low_ms", "latency_high_ms",
+    "measured_ms", "baseline_ms", "speedup", "size_bytes", "params", "macs", "artifact", "rung", "origin",
+    "outside_interval", "measured_low_ms", "measured_high_ms", "score_samples", "test_stderr", "trained_s", "seconds",
+    "reason",
+)  # fmt: skip
+"""Columns of candidates.csv and front.csv. `latency_*` are predicted; `speedup` is measured where that was done."""
+
+ON_ALL_OF_VALIDATION = (Rung.VALIDATED, Rung.FINE_TUNED, Rung.MEASURED)
+
+
+class Ledger:
+    """Candidates by id. What is recorded is on the disk when `record` returns."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self.candidates: dict[str, Candidate] = folder.candidates()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.candidates
+
+    def __getitem__(self, key: str) -> Candidate:
+        return self.candidates[key]
+
+    def record(self, candidate: Candidate) -> None:
+        self._folder.append(candidate)
+        self.candidates[candidate.id] = candidate
+
+    def at(self, *rungs: Rung) -> list[Candidate]:
+        """Complete candidates with a score at these rungs."""
+        return [c for c in self.candidates.values() if c.rung in rungs and is_scored(c)]
+
+    @property
+    def built(self) -> int:
+        return sum(c.status is not Status.REJECTED for c in self.candidates.values())
+
+    def count(self, status: Status) -> int:
+        return sum(c.status is status for c in self.candidates.values())
+
+    def write_tables(self, baseline: Baseline | None) -> None:
+        """candidates.csv and front.csv as of now."""
+        rows = [row(candidate, baseline) for candidate in self.candidates.values()]
+        self._folder.write_table("candidates.csv", COLUMNS, rows)
+        self._folder.write_table("front.csv", COLUMNS, [row(c, baseline) for c in best_front(self.candidates.values())])
+
+
+def best_front(candidates: Sequence[Candidate] | Any) -> list[Candidate]:
+    """The front of those that got furthest: measured ones if there are any, else scored on all of validation, else any
+    that were scored. Slowest first."""
+    scored = [c for c in candidates if is_scored(c)]
+    for rungs in ((Rung.MEASURED,), ON_ALL_OF_VALIDATION, tuple(Rung)):
+        found = [c for c in scored if c.rung in rungs]
+        if found:
+            return pareto_front(found)
+    return []
+
+
+def is_scored(candidate: Candidate) -> bool:
+    return candidate.status is Status.COMPLETE and candidate.score is not None
+
+
+def row(candidate: Candidate, baseline: Baseline | None) -> dict[str, Any]:
+    """A candidate as one line of a table; what is unknown is None, which CSV leaves empty."""
+    score, test, measured, latency = candidate.score, candidate.test_score, candidate.measured, candidate.latency
+    return {
+        "id": candidate.id,
+        "status": candidate.status.value,
+        "score": score and score.value,
+        "score_stderr": score and score.stderr,
+        "test_score": test and test.value,
+        "latency_ms": latency.seconds * 1e3,
+        "latency_low_ms": latency.low * 1e3,
+        "latency_high_ms": latency.high * 1e3,
+        "measured_ms": measured and measured.seconds * 1e3,
+        "baseline_ms": baseline and baseline.latency.seconds * 1e3,
+        "speedup": baseline and baseline.latency.seconds / candidate.best_latency.seconds,
+        "size_bytes": candidate.size_bytes,
+        "params": candidate.params,
+        "macs": candidate.macs,
+        "artifact": candidate.artifact,
+        "rung": candidate.rung.value,
+        "origin": candidate.origin,
+        "outside_interval": candidate.outside_interval,
+        "measured_low_ms": measured and measured.low * 1e3,
+        "measured_high_ms": measured and measured.high * 1e3,
+        "score_samples": score and score.samples,
+        "test_stderr": test and test.stderr,
+        "trained_s": round(candidate.trained_s, 1),
+        "seconds": round(candidate.seconds, 3),
+        "reason": candidate.reason,
+    }

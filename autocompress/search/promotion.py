@@ -1,0 +1,205 @@
+"""What happens to the best of the trials: all of validation, fine-tuning, then timing and certification."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autocompress.config import Settings
+from autocompress.errors import Failure, StorageError
+from autocompress.search.candidate import Candidate, Rung, Status
+from autocompress.search.clock import Clock
+from autocompress.search.engine import Baseline, Evaluator, Start
+from autocompress.search.ledger import ON_ALL_OF_VALIDATION, Ledger, is_scored
+from autocompress.search.records import RunFolder
+from autocompress.search.rungs import Limits, by_rank, pareto_front, to_finish, to_train
+from autocompress.workload import Artifact
+
+VALIDATED = 24
+"""Candidates of the trials that are scored on all of validation, and timed."""
+
+VALIDATION_SHARE = 0.2
+"""Share of the trials' time that is kept for that."""
+
+NEIGHBOURS = 2
+"""Fine-tuned plans, the next slower ones, whose weights a plan may start from beside its own."""
+
+MIN_TRANCHE_S = 0.5
+"""Training for less changes nothing."""
+
+TIMING_SHARE = 0.6
+"""Share of the last stage that goes into timing; the rest exports, scores and certifies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """The stages after the trials; each looks at what candidates have reached already, so that a resumed run goes on."""
+
+    evaluator: Evaluator
+    ledger: Ledger
+    folder: RunFolder
+    settings: Settings
+    limits: Limits
+    baseline: Baseline
+    clock: Clock
+    tell: Callable[[str, str], None]
+
+    def validate(self, deadline: float) -> None:
+        """Scores the trials' best on all of validation, while time lasts."""
+        for candidate in by_rank([c for c in self.ledger.at(Rung.REPAIRED) if self.limits.allow(c)], VALIDATED):
+            if self.clock.until(deadline) <= candidate.seconds:
+                return
+            self.tell("validation", f"plan {candidate.id} on all of validation")
+            with self._failing(candidate), self._scratch(candidate) as path:
+                self.evaluator.export(candidate.plan, None, path)
+                score = self.evaluator.score(path, None)
+                self.ledger.record(replace(candidate, rung=Rung.VALIDATED, score=score))
+
+    def time_early(self, deadline: float) -> None:
+        """Times what fine-tuning will choose from, since a search exploits the errors of its predictor.
+
+        Weights don't change how long a model takes, so the trained one takes as long.
+        """
+        untimed = [c for c in self.ledger.at(Rung.VALIDATED) if c.measured is None]
+        seconds = self.clock.until(deadline) - sum(c.seconds for c in untimed)
+        if not untimed or seconds <= 0:
+            return
+        self.tell("validation", f"timing {len(untimed)} plans")
+        paths = {c.id: self.folder.scratch / f"{c.id}.onnx" for c in untimed}
+        for candidate in untimed:
+            self.evaluator.export(candidate.plan, None, paths[candidate.id])
+        for key, latency in self.evaluator.measure(paths, seconds).items():
+            self.ledger.record(replace(self.ledger[key], measured=latency))
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+
+    def fine_tune(self, deadline: float) -> None:
+        """A first tranche for plans spread over latency, then a long one for those within reach of what is asked."""
+        settings = self.settings.fine_tuning
+        if not (settings.enabled and self.evaluator.trainable):
+            return
+        whole = self.clock.until(deadline) if self.clock.limited else settings.time_s
+        fresh = [c for c in self.ledger.at(Rung.VALIDATED) if c.trained_s == 0]
+        first = to_train(fresh, self.baseline, self._worst(), self.limits, settings.candidates)
+        self._tranches(first, self.clock.after(whole * settings.first_share))
+        trained = [c for c in self.ledger.at(Rung.FINE_TUNED, Rung.MEASURED) if c.trained_s > 0]
+        last = to_finish(trained, self.baseline, self._worst(), self.limits, settings.finalists)
+        self._tranches(last, deadline if self.clock.limited else self.clock.after(whole * (1 - settings.first_share)))
+
+    def measure(self, deadline: float) -> None:
+        """Exports the best, times them in one go, scores and certifies each; only the front sees the test split."""
+        artifacts = self._exported(self._finalists())
+        if not artifacts:
+            return
+        self.tell("measuring", f"timing {len(artifacts)} models beside the original")
+        paths = {key: artifact.path for key, artifact in artifacts.items()}
+        timed = self.evaluator.measure(paths, TIMING_SHARE * self.clock.until(deadline))
+        for key, latency in timed.items():
+            self.ledger.record(replace(self.ledger[key], measured=latency))
+        while waiting := [c for c in self._front(timed) if c.rung is not Rung.MEASURED]:
+            for candidate in waiting:
+                self._certify(candidate, artifacts[candidate.id], on_test=True)
+        for key in timed:
+            candidate = self.ledger[key]
+            if (
+                candidate.rung is not Rung.MEASURED
+                and is_scored(candidate)
+                and self.clock.until(deadline) > candidate.seconds
+            ):
+                self._certify(candidate, artifacts[key], on_test=False)
+
+    def _front(self, timed: Iterable[str]) -> list[Candidate]:
+        """What would be the run's front if all that was timed kept its promise."""
+        standing = self.ledger.at(Rung.MEASURED) + [self.ledger[key] for key in timed]
+        scored = list({c.id: c for c in standing if is_scored(c)}.values())
+        return pareto_front([c for c in scored if self.limits.allow(c)] or scored)
+
+    def _tranches(self, candidates: Sequence[Candidate], end: float) -> None:
+        """One tranche each, slowest plan first, so that each can begin where its milder neighbour ended."""
+        for place, candidate in enumerate(candidates):
+            seconds = self.clock.until(end) / (len(candidates) - place) - 2 * candidate.seconds
+            if seconds < MIN_TRANCHE_S:
+                return
+            self.tell("fine-tuning", f"plan {candidate.id}, {place + 1} of {len(candidates)}, {seconds:.0f} s")
+            spent = replace(candidate, trained_s=candidate.trained_s + seconds)
+            with self._failing(spent, status=Status.COMPLETE), self._scratch(candidate) as path:
+                self._train(candidate, seconds, path)
+
+    def _train(self, candidate: Candidate, seconds: float, scratch: Path) -> None:
+        """Keeps the trained weights if they score better than what the candidate had."""
+        assert candidate.score is not None, "only scored candidates are trained"
+        weights = self.folder.weights / f"{candidate.id}.safetensors"
+        fresh = self.folder.scratch / weights.name
+        trained = self.evaluator.fine_tune(candidate.plan, self._starts(candidate), seconds, fresh)
+        self.evaluator.export(candidate.plan, fresh, scratch)
+        score = self.evaluator.score(scratch, None)
+        after = replace(candidate, rung=Rung.FINE_TUNED, trained_s=candidate.trained_s + trained.seconds)
+        if score.value > candidate.score.value:
+            fresh.replace(weights)
+            place = str(weights.relative_to(self.folder.path))
+            after = replace(after, score=score, weights=place, test_score=None, artifact=None)
+        self.ledger.record(after)
+
+    def _starts(self, candidate: Candidate) -> list[Start]:
+        """The candidate's own weights, and those of the fine-tuned plans next slower than it."""
+        trained = [c for c in self.ledger.at(Rung.FINE_TUNED, Rung.MEASURED) if c.weights is not None]
+        slower = [c for c in trained if c.best_latency.seconds > candidate.best_latency.seconds]
+        nearest = sorted(slower, key=lambda c: c.best_latency.seconds)[:NEIGHBOURS]
+        own = [candidate] if candidate.weights is not None else []
+        return [Start(c.plan, self.folder.path / str(c.weights)) for c in own + nearest]
+
+    def _finalists(self) -> list[Candidate]:
+        """The best by rank within the limits (of all if none is within) and the original, less those done already."""
+        scored = self.ledger.at(*ON_ALL_OF_VALIDATION) or self.ledger.at(Rung.REPAIRED)
+        within = [c for c in scored if self.limits.allow(c)]
+        chosen = by_rank(within or scored, self.settings.measuring.candidates)
+        chosen += [c for c in scored if not c.plan.steps and c not in chosen]
+        return [c for c in chosen if c.rung is not Rung.MEASURED]
+
+    def _exported(self, finalists: Sequence[Candidate]) -> dict[str, Artifact]:
+        artifacts = {}
+        for candidate in finalists:
+            path = self.folder.models / f"{candidate.id}.onnx"
+            weights = self.folder.path / candidate.weights if candidate.weights is not None else None
+            with self._failing(candidate):
+                artifacts[candidate.id] = self.evaluator.export(candidate.plan, weights, path)
+        return artifacts
+
+    def _certify(self, candidate: Candidate, artifact: Artifact, *, on_test: bool) -> None:
+        """The file's own score, parity and card; a candidate that breaks its promise fails, and its file goes."""
+        self.tell("measuring", f"verifying plan {candidate.id}")
+        with self._failing(candidate, artifact.path):
+            score = self.evaluator.score(artifact.path, None)
+            tested = candidate.test_score is not None or not on_test
+            test = candidate.test_score if tested else self.evaluator.test_score(artifact.path)
+            verified = replace(
+                candidate, rung=Rung.MEASURED, score=score, test_score=test, size_bytes=artifact.size_bytes,
+                artifact=str(artifact.path.relative_to(self.folder.path)),
+            )  # fmt: skip
+            self.evaluator.certify(verified, artifact, self.baseline)
+            self.ledger.record(verified)
+
+    def _worst(self) -> float:
+        """Lowest score seen in any trial."""
+        scores = [c.score.value for c in self.ledger.candidates.values() if is_scored(c) and c.score is not None]
+        return min(scores, default=0.0)
+
+    @contextmanager
+    def _scratch(self, candidate: Candidate) -> Iterator[Path]:
+        path = self.folder.scratch / f"{candidate.id}.onnx"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _failing(self, candidate: Candidate, *leftover: Path, status: Status = Status.FAILED) -> Iterator[None]:
+        """An expected failure becomes the candidate's reason, and its files go; a full disk ends the search."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except Failure as error:
+            for path in leftover:
+                path.unlink(missing_ok=True)
+            self.ledger.record(replace(candidate, status=status, reason=str(error)))

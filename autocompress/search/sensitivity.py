@@ -1,0 +1,109 @@
+"""What each decision costs by itself: probes of single decisions, made monotone, filled in where time ran out."""
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+
+from autocompress.errors import Failure
+from autocompress.methods.configs import LowRank, Prune, Quantize
+from autocompress.plan import Plan
+from autocompress.search.space import Choice, Decision, Space
+
+NEARLY_LOSSLESS = 0.02
+"""Divergence of the all-int8 model below which its layers are not probed one by one (nats, or relative error)."""
+
+Errors = Mapping[str, tuple[float, ...]]
+"""Decision name → the error of each of its options, 0 for the first, never falling."""
+
+
+@dataclass(slots=True)
+class Probes:
+    """Divergences of plans from the original, each found once. `known` outlives the search; `expired` ends probing.
+
+    A plan that can't be built is as bad as can be.
+    """
+
+    space: Space
+    divergence: Callable[[Plan], float]
+    known: MutableMapping[str, float]
+    expired: Callable[[], bool]
+
+    def of(self, choice: Choice) -> float | None:
+        """None if it is not known and time is up."""
+        plan = self.space.plan(choice)
+        if plan.key not in self.known:
+            if self.expired():
+                return None
+            try:
+                self.known[plan.key] = self.divergence(plan)
+            except Failure:
+                self.known[plan.key] = UNBUILDABLE
+        return self.known[plan.key]
+
+
+UNBUILDABLE = 1e9
+
+
+def probe(probes: Probes) -> Errors:
+    """Errors of every option of every decision but the student's, the most telling options first."""
+    found: dict[str, dict[int, float]] = {decision.name: {0: 0.0} for decision in probes.space.decisions}
+    _probe_formats(probes, found)
+    for decision, index in _order(probes.space):
+        error = probes.of({decision.name: index})
+        if error is None:
+            break
+        found[decision.name][index] = error
+    typical = _typical(probes.space, found)
+    return {d.name: _filled(d, found[d.name], typical.get(d.method, 1.0)) for d in probes.space.decisions}
+
+
+def _probe_formats(probes: Probes, found: dict[str, dict[int, float]]) -> None:
+    """One probe of all layers together; single ones only if that one shows a loss worth sharing out rightly."""
+    decisions = probes.space.of(Quantize)
+    together = probes.of({d.name: 1 for d in decisions}) if decisions else None
+    if together is None:
+        return
+    for decision in decisions:
+        alone = probes.of({decision.name: 1}) if together > NEARLY_LOSSLESS else None
+        found[decision.name][1] = together / len(decisions) if alone is None else alone
+
+
+def _order(space: Space) -> list[tuple[Decision, int]]:
+    """Whole branches first, then each group at half, then what is strongest, then factorisations."""
+    groups, layers = space.of(Prune), space.of(LowRank)
+    drops = [(d, len(d.options) - 1) for d in groups if _drops(d)]
+    halves = [(d, len(d.options) // 2) for d in groups if len(d.options) > 2]
+    strongest = [(d, len(d.options) - 1 - _drops(d)) for d in groups]
+    ranks = [(d, index) for d in layers for index in dict.fromkeys((len(d.options) - 1, 1))]
+    return list(dict.fromkeys((d, i) for d, i in drops + halves + strongest + ranks if i > 0))
+
+
+def _drops(decision: Decision) -> bool:
+    strongest = decision.options[-1]
+    return isinstance(strongest, Prune) and strongest.keep == 0
+
+
+def _typical(space: Space, found: Mapping[str, Mapping[int, float]]) -> dict[type, float]:
+    """Mean error of a method's strongest probed options."""
+    seen: dict[type, list[float]] = {}
+    for decision in space.decisions:
+        strongest = max(found[decision.name])
+        if strongest and found[decision.name][strongest] < UNBUILDABLE:
+            seen.setdefault(decision.method, []).append(found[decision.name][strongest])
+    return {method: sum(errors) / len(errors) for method, errors in seen.items()}
+
+
+def _filled(decision: Decision, known: Mapping[int, float], typical: float) -> tuple[float, ...]:
+    """Straight lines between what is known; beyond it, growing with the square; then made monotone."""
+    last = len(decision.options) - 1
+    points = dict(known)
+    if last not in points:
+        furthest = max(points)
+        points[last] = points[furthest] * (last / furthest) ** 2 if furthest else typical
+    marks = sorted(points)
+    errors: list[float] = []
+    for index in range(last + 1):
+        before = max(mark for mark in marks if mark <= index)
+        after = min(mark for mark in marks if mark >= index)
+        part = (index - before) / (after - before) if after > before else 0.0
+        errors.append(max(points[before] + part * (points[after] - points[before]), errors[-1] if errors else 0.0))
+    return tuple(errors)

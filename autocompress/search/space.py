@@ -1,0 +1,213 @@
+"""The search space: every decision about a model as one parameter whose values are the decisions themselves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from autocompress.graph.types import Branch, Graph
+from autocompress.methods import Method
+from autocompress.methods.configs import Config, LowRank, Prune, Quantize, Student
+from autocompress.methods.student import student_keep
+from autocompress.plan import Plan, Step
+from autocompress.workload import Capabilities, DType
+
+Value = int | float | str
+"""What a parameter is in Optuna's storage: channels kept, a width, a number format, a factorisation."""
+
+Choice = Mapping[str, int]
+"""Decision name → position among its options; decisions that are left out take their first, mildest option."""
+
+UNFACTORISED = "whole"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One parameter. `options` go from mildest to strongest, the first leaves the target alone; `values` name them."""
+
+    name: str
+    target: str
+    method: type[Config]
+    options: tuple[Config | None, ...]
+    values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.options) != len(self.values) or len(set(self.values)) != len(self.values):
+            raise ValueError(f"{self.name}: every option needs a value of its own, found {self.values}")
+        if self.options[0] is not None:
+            raise ValueError(f"{self.name}: the first option must leave the target alone")
+
+    @property
+    def distribution(self) -> BaseDistribution:
+        """An integer range where the values are evenly spaced integers, so that samplers see their order."""
+        if all(isinstance(value, int) for value in self.values):
+            ordered = sorted(int(value) for value in self.values)
+            steps = {after - before for before, after in pairwise(ordered)}
+            if len(steps) == 1:
+                return IntDistribution(ordered[0], ordered[-1], step=steps.pop())
+        return CategoricalDistribution(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What a residual branch takes with it."""
+
+    layers: frozenset[str] = frozenset()
+    groups: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Space:
+    """All decisions about one model, in stage order.
+
+    `channels` are the widths of the free groups, `students` what each of them keeps in a student, and `gone` what goes
+    with a group's last channel.
+    """
+
+    fingerprint: str
+    decisions: tuple[Decision, ...]
+    channels: Mapping[str, int] = field(default_factory=dict)
+    students: Mapping[Student, Mapping[str, int]] = field(default_factory=dict)
+    gone: Mapping[str, Gone] = field(default_factory=dict)
+
+    @cached_property
+    def by_name(self) -> dict[str, Decision]:
+        return {decision.name: decision for decision in self.decisions}
+
+    @cached_property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        return {decision.name: decision.distribution for decision in self.decisions}
+
+    def of(self, method: type[Config]) -> tuple[Decision, ...]:
+        return tuple(decision for decision in self.decisions if decision.method is method)
+
+    def plan(self, choice: Choice) -> Plan:
+        """The canonical plan of a choice: equal models give equal plans."""
+        steps = [
+            Step(self.by_name[name].target, config)
+            for name, index in choice.items()
+            if (config := self.by_name[name].options[index]) is not None
+        ]
+        return self.canonical(Plan(self.fingerprint, tuple(steps)))
+
+    def choice(self, plan: Plan) -> dict[str, int]:
+        """The choice that gives this plan, every decision named. Steps outside the space are left out."""
+        configs = {(type(step.config), step.target): step.config for step in plan.steps}
+        return {d.name: _position(d, configs.get((d.method, d.target))) for d in self.decisions}
+
+    def values(self, choice: Choice) -> dict[str, Value]:
+        """Parameters as Optuna stores them."""
+        return {decision.name: decision.values[choice.get(decision.name, 0)] for decision in self.decisions}
+
+    def from_values(self, values: Mapping[str, Any]) -> dict[str, int]:
+        return {name: self.by_name[name].values.index(value) for name, value in values.items()}
+
+    def canonical(self, plan: Plan) -> Plan:
+        """The plan without the steps that change nothing: decisions to keep what is there, decisions about what a
+        dropped branch takes with it, and widths that the student's narrower ones decide already."""
+        student = next(iter(plan.configs(Student).values()), None)
+        widths = self.students.get(student, {}) if student else {}
+        dropped = [self.gone[g] for g, c in plan.configs(Prune).items() if c.keep == 0 and g in self.gone]
+        lost_layers = frozenset[str]().union(*(gone.layers for gone in dropped))
+        lost_groups = frozenset[str]().union(*(gone.groups for gone in dropped))
+
+        def matters(step: Step) -> bool:
+            config, target = step.config, step.target
+            if isinstance(config, Prune):
+                limit = widths.get(target, self.channels.get(target, config.keep + 1))
+                return config.keep < limit and target not in lost_groups
+            if isinstance(config, Quantize):
+                return config.dtype is not DType.FP32 and target not in lost_layers
+            return isinstance(config, Student) or target not in lost_layers
+
+        return Plan(plan.fingerprint, tuple(step for step in plan.steps if matters(step)))
+
+    def document(self) -> dict[str, list[Value]]:
+        """Parameter → its values from mildest to strongest, to tell whether a stored study searched the same space."""
+        return {decision.name: list(decision.values) for decision in self.decisions}
+
+
+def find_space(
+    graph: Graph,
+    methods: Sequence[Method],
+    capabilities: Capabilities,
+    seconds: Callable[[Plan], float],
+    decisions: Sequence[str] = ("student", "prune", "low_rank", "quantize"),
+) -> Space:
+    """The decisions that the methods offer about a traced model on a device.
+
+    `seconds` is the predicted time of a plan: factorisations that shorten it neither in fp32 nor in int8 are left out.
+    """
+    found = [
+        _decision(method, target, method.options(target, graph, capabilities), graph)
+        for method in methods
+        if _KINDS[method.config] in decisions
+        for target in method.targets(graph)
+    ]
+    space = _space(graph, [decision for decision in found if len(decision.options) > 1])
+    contexts = [{}, {d.name: 1 for d in space.of(Quantize)}]
+    paying = [_paying(d, space, contexts, seconds) if d.method is LowRank else d for d in space.decisions]
+    return _space(graph, [decision for decision in paying if len(decision.options) > 1])
+
+
+_KINDS: dict[type[Config], str] = {Student: "student", Prune: "prune", LowRank: "low_rank", Quantize: "quantize"}
+
+
+def _decision(method: Method, target: str, options: tuple[Config | None, ...], graph: Graph) -> Decision:
+    values = tuple(_value(option, target, method.config, graph) for option in options)
+    return Decision(f"{_KINDS[method.config]}:{target}", target, method.config, options, values)
+
+
+def _value(option: Config | None, target: str, method: type[Config], graph: Graph) -> Value:
+    if isinstance(option, Prune):
+        return option.keep
+    if isinstance(option, Student):
+        return option.width
+    if isinstance(option, LowRank):
+        return f"{option.kind}:{option.rank}"
+    if isinstance(option, Quantize):
+        return option.dtype.value
+    untouched: dict[type[Config], Value] = {Student: 1.0, LowRank: UNFACTORISED, Quantize: DType.FP32.value}
+    return graph.groups[target].channels if method is Prune else untouched[method]
+
+
+def _space(graph: Graph, decisions: Sequence[Decision]) -> Space:
+    students = [option for d in decisions for option in d.options if isinstance(option, Student)]
+    return Space(
+        graph.fingerprint,
+        tuple(decisions),
+        {name: group.channels for name, group in graph.free_groups.items()},
+        {student: student_keep(graph, student.width) for student in students},
+        {name: _gone(graph, name, graph.branches[g.branch]) for name, g in graph.free_groups.items() if g.branch},
+    )
+
+
+def _gone(graph: Graph, dropping: str, branch: Branch) -> Gone:
+    """Everything inside the branch, but not the decision that drops it."""
+    node_of = {str(n.target): n.name for n in graph.model.graph.nodes if n.op == "call_module"}
+    inside = {
+        name
+        for name, group in graph.free_groups.items()
+        if name != dropping and all(node_of.get(member.target) in branch.nodes for member in group.members)
+    }
+    return Gone(frozenset(branch.layers), frozenset(inside))
+
+
+def _paying(
+    decision: Decision, space: Space, contexts: list[dict[str, int]], seconds: Callable[[Plan], float]
+) -> Decision:
+    whole = [seconds(space.plan(context)) for context in contexts]
+
+    def pays(index: int) -> bool:
+        return any(seconds(space.plan({**c, decision.name: index})) < w for c, w in zip(contexts, whole, strict=True))
+
+    kept = [i for i, option in enumerate(decision.options) if option is None or pays(i)]
+    options, values = (tuple(of[i] for i in kept) for of in (decision.options, decision.values))
+    return Decision(decision.name, decision.target, decision.method, options, values)
+
+
+def _position(decision: Decision, config: Config | None) -> int:
+    return decision.options.index(config) if config in decision.options else 0
