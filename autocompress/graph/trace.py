@@ -5,8 +5,12 @@ it trains, and normalisation keeps its two modes), ATen overloads for the rest, 
 free of the batch size.
 """
 
+import io
+import logging
 import operator
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from hashlib import sha256
 from typing import Any
 
@@ -84,8 +88,7 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
             "give one batch as the model's forward takes it"
         ) from error
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, about its tree utilities
+        with torch.no_grad(), _without_chatter():
             program = torch.export.export(model, inputs, dynamic_shapes=shapes).run_decompositions(_SPELL_OUT)
     except Exception as error:
         raise TraceError(
@@ -95,6 +98,20 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     finally:
         model.train(was_training)
     return program
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """torch.export prints the partial graph, and logs, before it raises; the error says all that a user needs."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    was_disabled = logger.disabled
+    logger.disabled = True
+    try:
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, about its tree utilities
+            yield
+    finally:
+        logger.disabled = was_disabled
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,0 +1,269 @@
+"""The command line: every verb parses, makes one library call and prints; libraries are imported when a verb runs."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autocompress.errors import AutocompressError, ConfigError, nearest
+
+DEFAULT_DEVICE = "ort:cpu"
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="autocompress",
+    help="From a trained PyTorch model and a latency to keep, to a verified Pareto front of ONNX models.",
+    epilog="Start with `autocompress demo`; then name your own TASK as path/to/file.py:task.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    suggest_commands=False,
+)
+
+TaskName = Annotated[str, typer.Argument(help="path/to/file.py:task or package.module:task", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(help="the folder of a search (its --out)", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="print machine-readable results")]
+ProfileNames = Annotated[
+    list[str] | None, typer.Option("--profile", help="hardware profile: a name or a folder; may be given again")
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 1 for failures, 2 for the user's mistakes."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        return _run([word for word in given if word != "--debug"] or ["--help"])
+    except (AutocompressError, typer.TyperException) as error:
+        if debug:
+            raise
+        return _told(_explained(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _told("interrupted", _INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())
+        return _told(f"unexpected {type(error).__name__}: {text[:300]}; --debug shows where", 1)
+
+
+def _run(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    verbs = getattr(command, "commands", {})
+    if not arguments[0].startswith("-") and arguments[0] not in verbs:
+        raise ConfigError(f"no command {arguments[0]!r}; {nearest(arguments[0], verbs)}")
+    code = command.main(arguments, prog_name="autocompress", standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _told(line: str, code: int) -> int:
+    print(f"autocompress: {line}", file=sys.stderr)
+    return code
+
+
+def _explained(error: Exception) -> str:
+    """One line; for an unknown flag, with the nearest one that there is."""
+    flag = getattr(error, "option_name", None)
+    context = getattr(error, "ctx", None)
+    if flag is None or context is None or not hasattr(error, "possibilities"):
+        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        return " ".join(text.split())
+    valid = [name for param in context.command.params for name in param.opts if name.startswith("--")]
+    return f"no flag {flag!r} of {context.command_path!r}; {nearest(flag, [*valid, '--help', '--debug'])}"
+
+
+def _json(document: Any) -> None:
+    print(json.dumps(document, indent=1, default=str))
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error (with any command)")] = False,
+) -> None:
+    """The flags of all commands; `--debug` is taken out by `main`, and stands here for --help."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the model and the run")] = Path("autocompress-demo"),
+    time: Annotated[float, typer.Option(help="seconds for the search, training comes on top")] = 180.0,
+    as_json: Json = False,
+) -> None:
+    """Train a small residual network on scikit-learn's digits, compress it, and report: a few minutes on two cores."""
+    from autocompress import terminal
+    from autocompress.demo import run_demo
+
+    with terminal.watching(quiet=as_json) as progress:
+        study = run_demo(out, time, progress)
+    _show_study(study, as_json)
+
+
+@app.command()
+def devices(as_json: Json = False) -> None:
+    """List every runtime: usable, or why not and what to install."""
+    from dataclasses import asdict
+
+    from autocompress import terminal
+    from autocompress.devices import list_devices
+
+    rows = list_devices()
+    _json([asdict(row) for row in rows]) if as_json else terminal.show(terminal.devices_table(rows))
+
+
+@app.command()
+def inspect(
+    task: TaskName,
+    profile: Annotated[str | None, typer.Option(help="hardware profile that prices the kernels")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show layers, channel groups, what is left alone and why, and where the time goes."""
+    from autocompress import terminal
+    from autocompress.inspection import inspect_task
+    from autocompress.profiles import load as load_profile
+    from autocompress.task_loading import load_task
+
+    found = inspect_task(load_task(task), load_profile(profile) if profile else None)
+    _json(found.to_dict()) if as_json else terminal.show(terminal.inspection_view(found))
+
+
+@app.command()
+def search(
+    task: TaskName,
+    out: Annotated[Path, typer.Option(help="the run's folder; an unfinished run there is resumed", show_default=False)],
+    config: Annotated[Path | None, typer.Option(help="RUN.toml with settings; flags win over it")] = None,
+    profile: ProfileNames = None,
+    budget_ms: Annotated[float | None, typer.Option(help="latency to keep, in milliseconds")] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="latency to keep, as a multiple of the original's speed")
+    ] = None,
+    max_drop: Annotated[float | None, typer.Option(help="most that the score may fall: 0.01 is one point")] = None,
+    max_size: Annotated[int | None, typer.Option(help="most bytes that a model's file may have")] = None,
+    trials: Annotated[int | None, typer.Option(help="stop after so many candidates")] = None,
+    time: Annotated[float | None, typer.Option(help="seconds in all, verification included")] = None,
+    workers: Annotated[int | None, typer.Option(help="processes that score candidates, 1 by default")] = None,
+    storage: Annotated[str | None, typer.Option(help="Optuna storage URL instead of the run's own journal")] = None,
+    seed: Annotated[int | None, typer.Option(help="same seed, same proposals; 0 by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search for the best compressed models of TASK and write them, verified, to a folder."""
+    from autocompress import terminal
+    from autocompress.config import load_settings
+    from autocompress.search import search as run_search
+    from autocompress.task_loading import load_task
+
+    loaded = load_task(task)
+    with terminal.watching(quiet=as_json) as progress:
+        study = run_search(
+            loaded, profile=profile, budget_ms=budget_ms, speedup=speedup, max_drop=max_drop, max_size_bytes=max_size,
+            trials=trials, time_s=time, workers=workers, storage=storage, seed=seed, out=out,
+            settings=load_settings(config) if config else None, progress=progress,
+        )  # fmt: skip
+    _show_study(study, as_json)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="file to write, such as model.onnx", show_default=False)],
+    budget_ms: Annotated[float | None, typer.Option(help="best model that was measured to keep this")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="fastest model that loses no more than this")] = None,
+    pick: Annotated[str | None, typer.Option(help="'knee', or the id of a model")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the best Pareto model of a run, with its card."""
+    from dataclasses import asdict
+
+    from autocompress import terminal
+    from autocompress.search import load
+
+    study = load(run)
+    if pick:
+        chosen = study.knee() if pick == "knee" else study[pick]
+    else:
+        chosen = study.best(budget_ms=budget_ms, max_drop=max_drop)
+    artifact = study.export(chosen, out)
+    if as_json:
+        _json({"id": chosen.id, **asdict(artifact)})
+    else:
+        terminal.show(terminal.front_table([chosen], study.baseline), f"written to {artifact.path}")
+
+
+@app.command()
+def verify(
+    artifact: Annotated[
+        Path, typer.Argument(help="an exported .onnx file with its card beside it", show_default=False)
+    ],
+    task: Annotated[str, typer.Option(help="the task that it was made from", show_default=False)],
+    device: Annotated[str, typer.Option(help="where to run it, see `autocompress devices`")] = DEFAULT_DEVICE,
+    as_json: Json = False,
+) -> None:
+    """Check a model against its card: parity, score, measured time, and what ran each node."""
+    from dataclasses import asdict
+
+    from autocompress import terminal
+    from autocompress.task_loading import load_task
+    from autocompress.verify import verify as run_verify
+
+    found = run_verify(artifact, load_task(task), device)
+    if as_json:
+        _json({**asdict(found), "passed": found.passed, "speedup": found.speedup})
+    else:
+        terminal.show(terminal.verification_view(found))
+    found.require()
+
+
+@app.command()
+def report(run: RunPath, as_json: Json = False) -> None:
+    """Write RUN/report.html: one self-contained page."""
+    from autocompress.report import write_report
+
+    path = write_report(run)
+    _json({"report": path}) if as_json else print(path)
+
+
+@app.command()
+def compare(
+    run: RunPath,
+    task: Annotated[str, typer.Option(help="the task that the run searched", show_default=False)],
+    profile: ProfileNames = None,
+    as_json: Json = False,
+) -> None:
+    """Put one run's models on several devices: ranks, fronts, and what a front of the wrong device costs."""
+    from autocompress import terminal
+    from autocompress.compare import compare as run_compare
+    from autocompress.profiles import load as load_profile
+    from autocompress.task_loading import load_task
+
+    found = run_compare(run, load_task(task), [load_profile(name) for name in profile or []])
+    _json(found.to_dict()) if as_json else terminal.show(terminal.comparison_view(found))
+
+
+@app.command()
+def profile(
+    device: Annotated[
+        str, typer.Argument(help="a device of `autocompress devices`, such as ort:cpu", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="folder for the profile", show_default=False)],
+    task: Annotated[str | None, typer.Option(help="task whose model's kernels are measured")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a device, fit its latency predictor, and report the error on held-out models."""
+    raise ConfigError("not connected yet")
+
+
+def _show_study(study: Any, as_json: bool) -> None:
+    from autocompress import terminal
+
+    if as_json:
+        print(study.to_frame().to_json(orient="records", indent=1))
+        return
+    terminal.show(
+        terminal.front_table(study.front, study.baseline, f"{len(study.front)} models on the front"),
+        f"\nmodels, cards, plans and report.html are in {study.path}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

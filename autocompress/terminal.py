@@ -1,0 +1,203 @@
+"""What people see at the terminal: tables of results, and a live view of a running search."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from autocompress.compare import Comparison
+    from autocompress.devices import Availability
+    from autocompress.inspection import Inspection
+    from autocompress.search.candidate import Candidate
+    from autocompress.search.engine import Baseline
+    from autocompress.search.progress import Progress, Snapshot
+    from autocompress.verify import Verification
+    from autocompress.workload import Latency
+
+FRONT_ROWS = 12
+"""The live view shows this many models of the front, spread evenly over it."""
+
+_PLAIN_WIDTH = 140
+"""Columns where the output is no terminal."""
+
+
+def console() -> Console:
+    """Standard output, wide enough for the tables when it is a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, soft_wrap=False, highlight=False)
+
+
+def show(*parts: RenderableType) -> None:
+    console().print(*parts, sep="\n")
+
+
+def table(*columns: str, rows: Iterable[Sequence[object]], title: str | None = None, left: int = 1) -> Table:
+    """A plain table; the first `left` columns are text, the others numbers."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i < left else "right", no_wrap=i > 0)
+    for row in rows:
+        made.add_row(*(Text(str(cell)) for cell in row))
+    return made
+
+
+def milliseconds(latency: "Latency | None") -> str:
+    """`0.312 (0.305-0.320) measured`; a dash if nothing is known."""
+    if latency is None:
+        return "-"
+    low, middle, high = (f"{s * 1e3:.3f}" for s in (latency.low, latency.seconds, latency.high))
+    return f"{middle} ({low}-{high}) {latency.origin}"
+
+
+def devices_table(rows: "Sequence[Availability]") -> Table:
+    cells = [(r.name, "usable" if r.usable else "no", r.detail, r.install) for r in rows]
+    return table("device", "usable", "what", "to get it", rows=cells, left=4)
+
+
+def inspection_view(found: "Inspection") -> Group:
+    """Kernels with their share of the time, groups, and everything that is frozen with its reason."""
+    head = f"model {found.fingerprint}: {found.parameters:,} parameters, {found.macs:,} MACs"
+    if found.latency:
+        head += f", {milliseconds(found.latency)} ms on {found.profile}"
+    kernels = table(
+        "kernel", "operation", "shape", "fused", "MACs", "weights", "time us", "share", title="\nWhere the time goes",
+        rows=[_kernel_cells(row) for row in found.kernels], left=4,
+    )  # fmt: skip
+    groups = table(
+        "group", "made by", "read by", "left alone because", "channels", title="\nChannels that are cut together",
+        rows=[_group_cells(row) for row in found.groups], left=4,
+    )  # fmt: skip
+    parts: list[RenderableType] = [Text(head), kernels, groups]
+    if found.frozen_layers:
+        frozen = table("layer", "reason", rows=found.frozen_layers.items(), title="\nLayers left alone", left=2)
+        parts.append(frozen)
+    return Group(*parts)
+
+
+def _kernel_cells(row: Any) -> tuple[str, ...]:
+    time = "-" if row.seconds is None else f"{row.seconds * 1e6:.1f}"
+    share = "-" if row.share is None else f"{row.share:.1%}"
+    return row.name, row.op, row.shape, row.fused, f"{row.macs:,}", f"{row.weights:,}", time, share
+
+
+def _group_cells(row: Any) -> tuple[str, ...]:
+    why = row.frozen or (f"(zero drops the branch into {row.drops})" if row.drops else "")
+    return row.id, _short(row.producers), _short(row.consumers), why, str(row.channels)
+
+
+def _short(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def front_table(front: "Sequence[Candidate]", baseline: "Baseline | None", title: str | None = None) -> Table:
+    """Models by falling latency; speed-ups are over the original as plainly exported."""
+    rows = [_candidate_cells(candidate, baseline) for candidate in front]
+    return table(
+        "model", "score", "±", "test", "latency ms", "predicted ms", "speed-up", "kB", "",
+        rows=[*([_baseline_cells(baseline)] if baseline else []), *rows], title=title,
+    )  # fmt: skip
+
+
+def _baseline_cells(baseline: "Baseline") -> tuple[str, ...]:
+    test = f"{baseline.test_score.value:.4f}" if baseline.test_score else "-"
+    return (
+        "original", f"{baseline.score.value:.4f}", f"{baseline.score.stderr:.4f}", test, milliseconds(baseline.latency),
+        "-", "1.00x", f"{baseline.size_bytes / 1e3:,.0f}", "",
+    )  # fmt: skip
+
+
+def _candidate_cells(candidate: "Candidate", baseline: "Baseline | None") -> tuple[str, ...]:
+    score, stderr = (f"{candidate.score.value:.4f}", f"{candidate.score.stderr:.4f}") if candidate.score else ("-", "-")
+    speedup = f"{baseline.latency.seconds / candidate.best_latency.seconds:.2f}x" if baseline else "-"
+    return (
+        candidate.id, score, stderr, f"{candidate.test_score.value:.4f}" if candidate.test_score else "-",
+        milliseconds(candidate.best_latency), f"{candidate.latency.seconds * 1e3:.3f}", speedup,
+        f"{candidate.size_bytes / 1e3:,.0f}" if candidate.size_bytes else "-",
+        "outside its interval" if candidate.outside_interval else "",
+    )  # fmt: skip
+
+
+def verification_view(found: "Verification") -> Group:
+    rows = [(c.name, "kept" if c.passed else "BROKEN", c.promised, c.found) for c in found.checks]
+    head = f"{found.artifact} on {found.device}: {'every promise kept' if found.passed else 'BROKEN PROMISES'}"
+    return Group(Text(head), table("promise", "", "promised", "found", rows=rows, left=4))
+
+
+def comparison_view(found: "Comparison") -> Group:
+    """How every device ranks the same models, and what choosing by another device's front would cost."""
+    ranks = table(
+        "rank correlation", *found.profiles, rows=[(a, *(f"{found.spearman[a][b]:.3f}" for b in found.profiles))
+                                                   for a in found.profiles],
+    )  # fmt: skip
+    regret = table(
+        "front of / used on", *found.profiles, rows=[(a, *(f"{found.regret[a][b]:.1%}" for b in found.profiles))
+                                                     for a in found.profiles],
+        title="\nHypervolume lost by using the front of one device on another",
+    )  # fmt: skip
+    fronts = [
+        table("model", "score", "predicted ms", rows=[(r.id, f"{r.score:.4f}", f"{r.seconds * 1e3:.3f}") for r in rows],
+              title=f"\nFront on {name}")
+        for name, rows in found.fronts.items()
+    ]  # fmt: skip
+    return Group(Text(f"{found.models} models, priced on {len(found.profiles)} profiles"), ranks, regret, *fronts)
+
+
+@contextmanager
+def watching(quiet: bool) -> "Iterator[Progress]":
+    """A live view on standard error; without a terminal one line whenever the stage changes; nothing when quiet."""
+    if quiet:
+        yield lambda snapshot: None
+    elif not sys.stderr.isatty():
+        yield _Lines()
+    else:
+        with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
+            yield lambda snapshot: live.update(snapshot_view(snapshot))
+
+
+class _Lines:
+    """Tells of each stage once."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+
+    def __call__(self, snapshot: "Snapshot") -> None:
+        if snapshot.stage != self.stage:
+            self.stage = snapshot.stage
+            print(status_line(snapshot), file=sys.stderr, flush=True)
+
+
+def snapshot_view(snapshot: "Snapshot") -> Group:
+    """Where the search stands, the front so far, and the best model at the budget."""
+    parts: list[RenderableType] = [Text(status_line(snapshot), style="bold"), Text(snapshot.detail, style="dim")]
+    if snapshot.front:
+        parts.append(front_table(_spread(snapshot.front, FRONT_ROWS), snapshot.baseline))
+    if snapshot.best is not None:
+        parts.append(front_table([snapshot.best], None, title="\nBest at the budget"))
+    return Group(*parts)
+
+
+def status_line(snapshot: "Snapshot") -> str:
+    """`trials: 31 of 200 trials, 12 over budget, 0 failed, front 7, 3:20 left`"""
+    of = f" of {snapshot.trials_limit}" if snapshot.trials_limit is not None else ""
+    left = f", {_clock(snapshot.time_left_s)} left" if snapshot.time_left_s is not None else ""
+    return (
+        f"{snapshot.stage}: {snapshot.trials}{of} trials, {snapshot.rejected} over budget, {snapshot.failed} failed, "
+        f"front {len(snapshot.front)}, {_clock(snapshot.elapsed_s)} spent{left}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    return f"{max(0, int(seconds)) // 60}:{max(0, int(seconds)) % 60:02d}"
+
+
+def _spread(front: "Sequence[Candidate]", most: int) -> "list[Candidate]":
+    """At most so many of them, both ends included."""
+    if len(front) <= most:
+        return list(front)
+    return [front[round(i * (len(front) - 1) / (most - 1))] for i in range(most)]
