@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from autocompress.graph import trace as trace
     from autocompress.plan import Plan as Plan
     from autocompress.plan import Step as Step
-    from autocompress.profiles import calibrate
     from autocompress.search import Study as Study
     from autocompress.search import load as load
     from autocompress.search import search as search
+    from autocompress.search.profiling import profile_task
     from autocompress.task import Score as Score
     from autocompress.task import Task as Task
     from autocompress.verify import verify as verify
 
-    profile = calibrate
+    profile = profile_task
 
 _HOMES = {
     "AutocompressError": ("errors", "AutocompressError"),
@@ -30,7 +30,7 @@ _HOMES = {
     "Task": ("task", "Task"),
     "build": ("build", "build"),
     "load": ("search", "load"),
-    "profile": ("profiles", "calibrate"),
+    "profile": ("search.profiling", "profile_task"),
     "search": ("search", "search"),
     "trace": ("graph", "trace"),
     "verify": ("verify", "verify"),

@@ -115,16 +115,20 @@ def devices(as_json: Json = False) -> None:
 @app.command()
 def inspect(
     task: TaskName,
-    profile: Annotated[str | None, typer.Option(help="hardware profile that prices the kernels")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="hardware profile that prices the kernels; the first that is found otherwise")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show layers, channel groups, what is left alone and why, and where the time goes."""
     from autocompress import terminal
     from autocompress.inspection import inspect_task
+    from autocompress.profiles import list_profiles
     from autocompress.profiles import load as load_profile
     from autocompress.task_loading import load_task
 
-    found = inspect_task(load_task(task), load_profile(profile) if profile else None)
+    chosen = profile or next(iter(list_profiles()), None)
+    found = inspect_task(load_task(task), load_profile(chosen) if chosen else None)
     _json(found.to_dict()) if as_json else terminal.show(terminal.inspection_view(found))
 
 
@@ -246,18 +250,33 @@ def profile(
         str, typer.Argument(help="a device of `autocompress devices`, such as ort:cpu", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="folder for the profile", show_default=False)],
-    task: Annotated[str | None, typer.Option(help="task whose model's kernels are measured")] = None,
+    task: Annotated[str | None, typer.Option(help="task whose model is measured; the demo's otherwise")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a device, fit its latency predictor, and report the error on held-out models."""
-    raise ConfigError("not connected yet")
+    from dataclasses import asdict
+
+    from autocompress import terminal
+    from autocompress.accuracy import accuracy_of
+    from autocompress.demo import untrained_task
+    from autocompress.search.profiling import profile_task
+    from autocompress.task_loading import load_task
+
+    with terminal.counting("models measured", quiet=as_json) as count:
+        found = profile_task(load_task(task) if task else untrained_task(), device, progress=count)
+    found.save(out)
+    accuracy = accuracy_of(found)
+    if as_json:
+        _json({"profile": out, "device": found.device, **asdict(accuracy)})
+    else:
+        terminal.show(terminal.accuracy_view(accuracy), f"written to {out}; use it with --profile {out}")
 
 
 def _show_study(study: Any, as_json: bool) -> None:
     from autocompress import terminal
 
     if as_json:
-        print(study.to_frame().to_json(orient="records", indent=1))
+        print(study.to_frame().reset_index().to_json(orient="records", indent=1))
         return
     terminal.show(
         terminal.front_table(study.front, study.baseline, f"{len(study.front)} models on the front"),

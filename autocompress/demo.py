@@ -5,6 +5,7 @@ downloaded. They are enlarged to 16 x 16, where the network's time on a CPU is t
 """
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,8 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.report import write_report
-from autocompress.search import Progress, Study, search
+from autocompress.search import Progress, Snapshot, Study, search
 from autocompress.task import Task
+
+TRAINING = Snapshot(
+    "training", "a small residual network on handwritten digits", 0, None, 0, 0, 0.0, None, None, (), None
+)
+"""What a watcher sees before the search begins."""
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -23,8 +29,7 @@ WIDTHS = (32, 64, 128)
 BLOCKS = 3
 CLASSES = 10
 PASSES, RATE = 8, 0.05
-TRAIN, VALIDATION = 897, 450
-"""Images of each split; the remaining 450 are the test split."""
+TRAIN, VALIDATION, TEST = slice(0, 897), slice(897, 1347), slice(1347, 1797)
 
 
 class Block(nn.Module):
@@ -69,7 +74,9 @@ class DigitsNet(nn.Module):
 
 
 def run_demo(out: Path, time_s: float, progress: Progress | None = None) -> Study:
-    """Trains the network unless `out` holds it already, searches for `time_s` seconds, and reports; `out/run` resumes."""
+    """Trains the network unless `out` holds it, searches for `time_s` seconds and reports; `out/run` resumes."""
+    if progress:
+        progress(TRAINING)
     study = search(digits_task(out / "original.safetensors"), out=out / "run", time_s=time_s, progress=progress)
     write_report(study.path)
     return study
@@ -77,28 +84,36 @@ def run_demo(out: Path, time_s: float, progress: Progress | None = None) -> Stud
 
 def digits_task(weights: Path) -> Task:
     """The network with its data; trained, in about 20 seconds on two cores, unless `weights` holds it already."""
-    images, labels = digits()
-    train = slice(0, TRAIN)
-    validation = slice(TRAIN, TRAIN + VALIDATION)
-    test = slice(TRAIN + VALIDATION, None)
-    torch.manual_seed(0)
-    model = DigitsNet()
+    task = untrained_task()
     if weights.exists():
-        model.load_state_dict(load_file(weights))
+        task.model.load_state_dict(load_file(weights))
     else:
-        train_net(model, images[train], labels[train])
+        train_net(task.model, *digits_of(TRAIN))
         weights.parent.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), weights)
+        save_file(task.model.state_dict(), weights)
+    return task
+
+
+def untrained_task() -> Task:
+    """The same with the weights it begins with, which is enough where only time matters."""
+    torch.manual_seed(0)
     return Task(
-        model=model.eval(),
-        example_inputs=images[:1],
-        train=ShiftedBatches(images[train], labels[train]),
-        calibration=batches(images[train], labels[train]),
-        validation=batches(images[validation], labels[validation]),
-        test=batches(images[test], labels[test]),
+        model=DigitsNet().eval(),
+        example_inputs=torch.zeros(1, 1, SIZE, SIZE),
+        train=ShiftedBatches(*digits_of(TRAIN)),
+        calibration=batches(*digits_of(TRAIN)),
+        validation=batches(*digits_of(VALIDATION)),
+        test=batches(*digits_of(TEST)),
     )
 
 
+def digits_of(split: slice) -> tuple[Tensor, Tensor]:
+    """Images [n, 1, 16, 16] and labels [n] of a split."""
+    images, labels = digits()
+    return images[split], labels[split]
+
+
+@cache
 def digits() -> tuple[Tensor, Tensor]:
     """Images [1797, 1, 16, 16] with mean 0 and deviation 1, and labels [1797], in a fixed shuffled order."""
     from sklearn.datasets import load_digits
@@ -131,7 +146,7 @@ class ShiftedBatches:
             yield torch.roll(self.images[chosen], (dx, dy), (2, 3)), self.labels[chosen]
 
 
-def train_net(model: DigitsNet, images: Tensor, labels: Tensor, passes: int = PASSES) -> None:
+def train_net(model: nn.Module, images: Tensor, labels: Tensor, passes: int = PASSES) -> None:
     """SGD with momentum and a one-cycle rate, in place; channels last, which is twice as fast on a CPU."""
     loader = ShiftedBatches(images, labels)
     model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]

@@ -1,0 +1,70 @@
+"""What people see: the state of a search in one line, fronts with baselines, and nothing that breaks on odd names."""
+
+import io
+
+import pytest
+from rich.console import Console, RenderableType
+
+from autocompress import terminal
+from autocompress.search.progress import Snapshot
+
+from .report.conftest import BASELINE, CANDIDATES
+
+FRONT = [CANDIDATES[name] for name in ("original", "outside", "low_rank")]
+
+
+def snapshot(**changes: object) -> Snapshot:
+    values = {
+        "stage": "trials", "detail": "warm start", "trials": 31, "trials_limit": 200, "rejected": 12, "failed": 1,
+        "elapsed_s": 61.0, "time_left_s": 200.0, "baseline": BASELINE, "front": FRONT, "best": FRONT[1],
+    }  # fmt: skip
+    return Snapshot(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def text(view: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(view)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_the_status_line_says_how_far_and_how_long() -> None:
+    line = "trials: 31 of 200 trials, 12 over budget, 1 failed, front 3, 1:01 spent, 3:20 left"
+    assert terminal.status_line(snapshot()) == line
+    unlimited = terminal.status_line(snapshot(trials_limit=None, time_left_s=None))
+    assert unlimited == "trials: 31 trials, 12 over budget, 1 failed, front 3, 1:01 spent"
+
+
+def test_the_view_shows_front_original_and_best() -> None:
+    shown = text(terminal.snapshot_view(snapshot()))
+    assert shown.count(CANDIDATES["outside"].id) == 2 and "Best at the budget" in shown
+    assert "original" in shown and "1.67x" in shown and "outside its interval" in shown
+    assert "0.600 (0.570-0.630) measured" in shown
+
+
+def test_an_empty_view_is_possible() -> None:
+    assert "setup" in text(terminal.snapshot_view(snapshot(stage="setup", baseline=None, front=(), best=None)))
+
+
+def test_a_long_front_is_thinned_but_keeps_its_ends() -> None:
+    long = [CANDIDATES["original"], *[CANDIDATES["scored"]] * 40, CANDIDATES["low_rank"]]
+    shown = text(terminal.snapshot_view(snapshot(front=long, best=None)))
+    assert CANDIDATES["original"].id in shown and CANDIDATES["low_rank"].id in shown
+    assert shown.count(CANDIDATES["scored"].id) == terminal.FRONT_ROWS - 2
+
+
+def test_brackets_in_names_are_text_not_markup() -> None:
+    assert "[red]layer[/red]" in text(terminal.table("layer", rows=[("[red]layer[/red]",)]))
+
+
+def test_without_a_terminal_each_stage_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.watching(quiet=False) as progress:
+        for stage in ("setup", "trials", "trials", "done"):
+            progress(snapshot(stage=stage))
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["setup", "trials", "done"]
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.watching(quiet=True) as progress, terminal.counting("models", quiet=True) as count:
+        progress(snapshot())
+        count(1, 2)
+    assert capsys.readouterr() == ("", "")
