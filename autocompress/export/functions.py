@@ -139,25 +139,39 @@ def _spread(values: Any, rank: int) -> list[int]:
     return listed * rank if len(listed) == 1 else listed
 
 
-def _pool(op: str, rank: int) -> Emit:
+def _windows(a: dict[str, Any], rank: int) -> dict[str, Any]:
+    kernel = _spread(a["kernel_size"], rank)
+    return {
+        "kernel_shape": kernel,
+        "strides": _spread(a["stride"], rank) if a["stride"] else kernel,
+        "pads": _spread(a["padding"], rank) * 2,
+        "ceil_mode": int(a["ceil_mode"]),
+    }
+
+
+def _max_pool(rank: int) -> Emit:
     def emit(e: Emitter, node: Node) -> str | None:
         a = arguments(node)
-        if a.get("divisor_override") is not None or e.rank(a["self"]) != rank + 2:
+        if e.rank(a["self"]) != rank + 2:
             return None
-        kernel = _spread(a["kernel_size"], rank)
-        attributes: dict[str, Any] = {
-            "kernel_shape": kernel,
-            "strides": _spread(a["stride"], rank) if a["stride"] else kernel,
-            "pads": _spread(a["padding"], rank) * 2,
-            "ceil_mode": int(a["ceil_mode"]),
-        }
-        if op == "AveragePool":
-            attributes["count_include_pad"] = int(a["count_include_pad"])
-            if a["ceil_mode"] and any(attributes["pads"]):
-                return None
-        else:
-            attributes["dilations"] = _spread(a["dilation"], rank)
-        return e.add(op, e.value(a["self"]), **attributes)
+        return e.add("MaxPool", e.value(a["self"]), dilations=_spread(a["dilation"], rank), **_windows(a, rank))
+
+    return emit
+
+
+def _average_pool(rank: int) -> Emit:
+    """Windows that reach beyond the padding (ceil_mode with padding) are counted differently: left to torch."""
+
+    def emit(e: Emitter, node: Node) -> str | None:
+        a, windows = arguments(node), _windows(arguments(node), rank)
+        if e.rank(a["self"]) != rank + 2 or (a["ceil_mode"] and any(windows["pads"])):
+            return None
+        divisor = a.get("divisor_override")
+        counted = int(a["count_include_pad"] or divisor is not None)
+        pooled = e.add("AveragePool", e.value(a["self"]), count_include_pad=counted, **windows)
+        if divisor is None:
+            return pooled
+        return e.add("Mul", pooled, e.value(math.prod(windows["kernel_shape"]) / divisor))
 
     return emit
 
@@ -392,10 +406,10 @@ FUNCTIONS: dict[Any, Emit] = {
     aten.where.self: _where,
     aten.masked_fill.Scalar: _masked_fill,
     **dict.fromkeys(_CASTS, _cast),
-    aten.max_pool1d.default: _pool("MaxPool", 1),
-    aten.max_pool2d.default: _pool("MaxPool", 2),
-    aten.avg_pool1d.default: _pool("AveragePool", 1),
-    aten.avg_pool2d.default: _pool("AveragePool", 2),
+    aten.max_pool1d.default: _max_pool(1),
+    aten.max_pool2d.default: _max_pool(2),
+    aten.avg_pool1d.default: _average_pool(1),
+    aten.avg_pool2d.default: _average_pool(2),
     aten.adaptive_avg_pool1d.default: _adaptive_pool,
     aten.adaptive_avg_pool2d.default: _adaptive_pool,
     aten.mean.dim: _mean,

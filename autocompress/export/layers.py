@@ -61,11 +61,14 @@ def _transposed_convolution(e: Emitter, node: Node, layer: Any) -> str:
 
 
 def _linear(e: Emitter, node: Node, layer: Any) -> str:
-    """Gemm for vectors; for sequences a matrix product in float, a Gemm over all positions in int8."""
+    """Gemm for vectors; for sequences a matrix product in float, and in int8 one Gemm over all positions."""
     source: Any = node.args[0]
     x = e.value(source)
     if e.rank(source) == 2:
         return e.add("Gemm", x, *_weight_and_bias(e, node, layer), transB=1)
+    if isinstance(layer, QuantizedLayer):
+        rows = e.add_named(f"{node.target}/rows", "Reshape", x, e.integers(-1, layer.weight.shape[1]))
+        return e.add("Reshape", e.add("Gemm", rows, *_weight_and_bias(e, node, layer), transB=1), e.shape_of(node))
     name = str(node.target)
     product = e.add("MatMul", x, e.parameter(layer.weight.t(), f"{name}.weight"))
     return product if layer.bias is None else e.add("Add", product, e.parameter(layer.bias, f"{name}.bias"))

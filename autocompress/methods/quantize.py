@@ -106,9 +106,14 @@ def _points(model: GraphModule, fused: Fused, resolved: Kernels) -> list[_Point]
         elif leaves and maker in quantised:
             kept = nodes[fused.sources[maker][0]] if _keeps_grid(resolved[maker]) else None
             points.append(_Point(node, keeps=kept))
-        elif not leaves and node.op == "call_module" and not absorbs_activation(resolved[maker]):
+        elif not leaves and node.op == "call_module" and _rounds_before_activation(resolved[maker]):
             points.append(_Point(node))
     return points
+
+
+def _rounds_before_activation(kernel: Kernel) -> bool:
+    """An int8 convolution, unlike a matrix product, can't hand floats to an activation that has to be computed."""
+    return kernel.workload.op != "linear" and not absorbs_activation(kernel)
 
 
 def _keeps_grid(kernel: Kernel) -> bool:
