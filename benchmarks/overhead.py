@@ -1,0 +1,95 @@
+"""What the search itself costs: time to price a plan, and time per trial outside building and scoring.
+
+    python benchmarks/overhead.py
+
+Runs on the demo's network. The second figure is that of a real search without fine-tuning: the time of its trials' stage
+less what building, exporting and scoring took.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Annotated, Any
+
+import typer
+from environment import environment
+from rich.console import Console
+from rich.table import Table
+
+import autocompress as ac
+from autocompress.build import plan_kernels
+from autocompress.config import load_settings
+from autocompress.demo import digits_task
+from autocompress.graph import trace
+from autocompress.methods import methods
+from autocompress.profiles import Profile, load
+from autocompress.search.profiling import profile_task, sample_plans
+from autocompress.search.space import find_space
+from autocompress.task import Task
+
+
+def pricing(task: Task, profile: Profile, plans: int, seed: int) -> dict[str, Any]:
+    """Milliseconds from a plan to its latency, of plans that were never priced before, each kernel of which may be new;
+    and of the same plans again."""
+    graph = trace(task.model, task.example_inputs)
+    space = find_space(graph, methods(), profile.capabilities)
+    sampled = sample_plans(space, plans, seed)
+    cold, warm = ([_milliseconds(profile, plan, graph) for plan in sampled] for _ in range(2))
+    return {"plans": len(sampled), "decisions": len(space.decisions), "first": _spread(cold), "again": _spread(warm)}
+
+
+def _milliseconds(profile: Profile, plan: ac.Plan, graph: Any) -> float:
+    start = time.perf_counter()
+    profile.predict(plan_kernels(plan, graph))
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _spread(samples: list[float]) -> dict[str, float]:
+    return {"median_ms": median(samples), "p95_ms": quantiles(samples, n=20)[-1], "worst_ms": max(samples)}
+
+
+def searching(task: Task, profile: Path, trials: int, seed: int, run: Path) -> dict[str, Any]:
+    """Seconds per trial, and the share of the trials' stage, that went into proposing, pricing and writing."""
+    settings = load_settings(
+        trials=trials, profile=str(profile), seed=seed, fine_tuning={"enabled": False}, warm_start={"enabled": False}
+    )
+    study = ac.search(task, out=run, settings=settings)
+    stage_s = study.stage_seconds["trials"]
+    work_s = sum(candidate.seconds for candidate in study.candidates)
+    tried = len(study.candidates)
+    return {
+        "trials": tried,
+        "stage_s": stage_s,
+        "building_and_scoring_s": work_s,
+        "overhead_ms_per_trial": 1e3 * (stage_s - work_s) / tried,
+        "overhead_share": (stage_s - work_s) / stage_s,
+    }
+
+
+def main(
+    plans: Annotated[int, typer.Option(help="Plans to price.")] = 1000,
+    trials: Annotated[int, typer.Option(help="Trials of the search.")] = 100,
+    profile: Annotated[str, typer.Option(help="Hardware profile; one is measured otherwise.")] = "",
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="JSON file.")] = Path("overhead.json"),
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        task = digits_task(Path(folder) / "original.safetensors")
+        found = load(profile) if profile else profile_task(task)
+        found.save(Path(folder) / "profile")
+        priced = pricing(task, found, plans, seed)
+        searched = searching(task, Path(folder) / "profile", trials, seed, Path(folder) / "run")
+    out.write_text(json.dumps({"environment": environment(), "pricing": priced, "search": searched}, indent=1))
+    table = Table("figure", "median", "95 %", "worst", box=None)
+    for name, key in (("pricing a plan, first time", "first"), ("pricing it again", "again")):
+        row = priced[key]
+        table.add_row(name, *(f"{row[k]:.3f} ms" for k in ("median_ms", "p95_ms", "worst_ms")))
+    table.add_row("search, per trial outside building and scoring", f"{searched['overhead_ms_per_trial']:.1f} ms")
+    table.add_row("search, share of its time outside building and scoring", f"{searched['overhead_share']:.1%}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
