@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from autocompress.build import Workspace
 
 
+INT8_KINDS = frozenset({"conv", "linear"})
+
+
 class QuantizeMethod:
     """A layer stays as it is (None) or computes in int8, on devices that have it."""
 
     config = Quantize
 
     def targets(self, graph: Graph) -> tuple[str, ...]:
-        return tuple(name for name, layer in graph.layers.items() if layer.frozen is None)
+        """Layers that may change; transposed convolutions are left out, as ONNX Runtime has no int8 kernel for them."""
+        return tuple(n for n, layer in graph.layers.items() if layer.frozen is None and layer.kind in INT8_KINDS)
 
     def options(self, target: str, graph: Graph, capabilities: Capabilities) -> tuple[Quantize | None, ...]:
         return (None, Quantize(DType.INT8)) if DType.INT8 in capabilities.dtypes else (None,)

@@ -1,6 +1,8 @@
 """Exported float models compute what torch does; what can't be exported is named."""
 
+import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from autocompress.errors import ExportError, StorageError
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.export.rewrites import apply_exact
 from autocompress.graph.trace import capture
-from tests.export.conftest import Runner
+from tests.runner import Runner
 from tests.zoo import MODELS, make
 
 TOLERANCE = 1e-5
@@ -26,9 +28,15 @@ def _lifted(model: nn.Module, *inputs: Tensor) -> GraphModule:
     return capture(model.eval(), inputs)
 
 
-def _check(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, runtime: Runner) -> None:
+@cache
+def _zoo(name: str) -> tuple[nn.Module, Tensor, GraphModule]:
+    model, inputs = make(name)
+    return model, inputs, _lifted(model, inputs)
+
+
+def _check(model: nn.Module, lifted: GraphModule, inputs: tuple[Tensor, ...], path: Path, runtime: Runner) -> None:
     """The file is valid and agrees with torch for one sample and for three."""
-    to_onnx(_lifted(model, *inputs), path, "plan")
+    to_onnx(lifted, path, "plan")
     onnx.checker.check_model(onnx.load(path), full_check=True)
     for batch in (1, 3):
         fed = tuple(torch.cat([x, x])[:batch] for x in inputs)
@@ -42,8 +50,8 @@ def _check(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, runtime: Ru
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_agree_with_torch(name: str, tmp_path: Path, runtime: Runner) -> None:
-    model, inputs = make(name)
-    _check(model, (inputs,), tmp_path / "model.onnx", runtime)
+    model, inputs, lifted = _zoo(name)
+    _check(model, lifted, (inputs,), tmp_path / "model.onnx", runtime)
 
 
 class _Unary(nn.Module):
@@ -147,8 +155,8 @@ FAMILIES: dict[str, tuple[tuple[Callable[..., Tensor], ...], tuple[Tensor, ...]]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_functions_agree_with_torch(family: str, tmp_path: Path, runtime: Runner) -> None:
     functions, inputs = FAMILIES[family]
-    chain = _Unary if len(inputs) == 1 else _Binary
-    _check(chain(*functions), inputs, tmp_path / "model.onnx", runtime)
+    model = (_Unary if len(inputs) == 1 else _Binary)(*functions)
+    _check(model, _lifted(model, *inputs), inputs, tmp_path / "model.onnx", runtime)
 
 
 class _Layers(nn.Module):
@@ -189,12 +197,13 @@ LAYERS: dict[str, tuple[tuple[nn.Module, ...], Tensor]] = {
 @pytest.mark.parametrize("kind", LAYERS)
 def test_layers_agree_with_torch(kind: str, tmp_path: Path, runtime: Runner) -> None:
     layers, inputs = LAYERS[kind]
-    _check(_Layers(*layers), (inputs,), tmp_path / "model.onnx", runtime)
+    model = _Layers(*layers)
+    _check(model, _lifted(model, inputs), (inputs,), tmp_path / "model.onnx", runtime)
 
 
 def test_file_says_what_it_is(tmp_path: Path) -> None:
-    model, inputs = make("resnet")
-    lifted = _lifted(model, inputs)
+    _, inputs, original = _zoo("resnet")
+    lifted = copy.deepcopy(original)
     apply_exact(lifted, (inputs,))
     artifact = to_onnx(lifted, tmp_path / "model.onnx", "0123456789ab")
     proto = onnx.load(artifact.path)
@@ -212,8 +221,7 @@ def test_file_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_same_model_gives_the_same_file(tmp_path: Path) -> None:
-    model, inputs = make("mobilenet")
-    lifted = _lifted(model, inputs)
+    lifted = _zoo("mobilenet")[2]
     first, second = (to_onnx(lifted, tmp_path / f"{i}.onnx", "plan") for i in range(2))
     assert first.sha256 == second.sha256
 
@@ -257,8 +265,8 @@ def test_unwritable_folder_is_a_storage_error(tmp_path: Path) -> None:
 
 def test_a_wrong_parameter_is_caught_by_the_parity_check(tmp_path: Path, runtime: Runner) -> None:
     """What every test above relies on: one changed weight shows."""
-    model, inputs = make("mobilenet")
-    path = to_onnx(_lifted(model, inputs), tmp_path / "model.onnx", "plan").path
+    model, inputs, lifted = _zoo("mobilenet")
+    path = to_onnx(lifted, tmp_path / "model.onnx", "plan").path
     proto = onnx.load(path)
     (bias,) = (t for t in proto.graph.initializer if t.name == "project.bias")
     changed = numpy_helper.to_array(bias).copy()
