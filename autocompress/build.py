@@ -18,6 +18,7 @@ from autocompress.methods.quantize import insert_fake_quant
 from autocompress.methods.student import student_keep
 from autocompress.plan import WHOLE_MODEL, Plan
 from autocompress.repair.least_squares import repair
+from autocompress.repair.sequential import refit
 from autocompress.workload import DType, Kernel
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def restructure(plan: Plan, graph: Graph, statistics: "Statistics | None") -> Gr
     for layer, config in plan.configs(LowRank).items():
         if layer in present:
             low_rank.apply(work, layer, config)
+    if statistics is not None and (work.widths or plan.configs(LowRank)):
+        refit(work.model, graph, work.kept, statistics.targets())
     return work.model
 
 
