@@ -36,10 +36,10 @@ def resolve(kernels: Kernels) -> dict[str, Kernel]:
     """The same kernels, each in the precision it runs in.
 
     Weighted kernels carry the plan's decision already. A kernel that merely follows is int8 iff it can be, all its
-    inputs are quantised, and a neighbour computes in int8: its producer, or a weighted reader. A fixed convolution
-    needs no such neighbour, so that the residual add that it feeds can be int8 right after an fp32 stage.
+    inputs are quantised, and a neighbour computes in int8: its producer, or a reader that is weighted. For a fixed
+    convolution, an int8 kernel at the other side of the add that it feeds counts too.
     """
-    wanted = _read_as_int8(kernels)
+    wanted, beside = _near_int8(kernels)
     resolved: dict[str, Kernel] = {}
     computed: set[str] = set()
     for name, kernel in kernels.items():
@@ -47,7 +47,7 @@ def resolve(kernels: Kernels) -> dict[str, Kernel]:
         if workload.op in WEIGHTED_OPS and not is_fixed(kernel):
             dtype = workload.dtype
         else:
-            dtype = DType.INT8 if _follows(kernel, computed, wanted) else DType.FP32
+            dtype = DType.INT8 if _follows(kernel, computed, wanted, beside) else DType.FP32
         resolved[name] = kernel if dtype is workload.dtype else _in_dtype(kernel, dtype)
         if dtype is DType.INT8:
             computed.add(name)
@@ -102,20 +102,26 @@ def lower(kernels: Kernels) -> list[Kernel]:
     return [*resolved.values(), *boundaries(resolved)]
 
 
-def _read_as_int8(kernels: Kernels) -> set[str]:
-    """Tensors that an int8 kernel of the plan reads."""
-    return {
-        source
-        for kernel in kernels.values()
-        if kernel.workload.dtype is DType.INT8 and kernel.workload.op in WEIGHTED_OPS and not is_fixed(kernel)
-        for source in kernel.inputs
-    }
+def _near_int8(kernels: Kernels) -> tuple[set[str], set[str]]:
+    """Tensors that an int8 kernel of the plan reads, and those that are added to what one makes."""
+    wanted: set[str] = set()
+    decided: set[str] = set()
+    beside: set[str] = set()
+    for name, kernel in kernels.items():
+        workload = kernel.workload
+        if workload.op in _BINARY:
+            if not decided.isdisjoint(kernel.inputs):
+                beside.update(kernel.inputs)
+        elif workload.dtype is DType.INT8 and workload.op in WEIGHTED_OPS and not is_fixed(kernel):
+            decided.add(name)
+            wanted.update(kernel.inputs)
+    return wanted, beside
 
 
-def _follows(kernel: Kernel, computed: set[str], wanted: set[str]) -> bool:
+def _follows(kernel: Kernel, computed: set[str], wanted: set[str], beside: set[str]) -> bool:
     if not kernel.inputs or not _quantisable(kernel):
         return False
-    near_int8 = kernel.name in wanted or is_fixed(kernel)
+    near_int8 = kernel.name in wanted or (kernel.name in beside and is_fixed(kernel))
     for source in kernel.inputs:
         if source in computed:
             near_int8 = True

@@ -73,6 +73,11 @@ CASES = {
         {"b", "c", SHORTCUT, "s", "d"},
         {"a>q", "d>dq"},
     ),
+    "the shortcut's fixed convolution stays fp32 with its add": (
+        ("a conv x", "b conv8 a", "c conv b", f"{SHORTCUT} conv a", f"s add c {SHORTCUT}"),
+        {"b"},
+        {"a>q", "b>dq"},
+    ),
     "the shortcut's fixed convolution in an fp32 net": (
         ("a conv x", "b conv a", f"{SHORTCUT} conv a", f"s add b {SHORTCUT}"),
         set(),

@@ -19,6 +19,7 @@ from autocompress.errors import ExportError, StorageError
 from autocompress.export.emitter import BATCH, ELEMENT_TYPES, IR_VERSION, OPSET, OUTPUT, Emitter, TensorType
 from autocompress.export.fallback import emit_with_torch, first_line
 from autocompress.export.functions import FUNCTIONS
+from autocompress.export.islands import leaky_slopes
 from autocompress.export.layers import emit_layer
 from autocompress.export.torch_exporter import export_by_capture, export_by_tracing
 from autocompress.graph.kernels import fuse
@@ -69,13 +70,13 @@ def _graph(model: GraphModule) -> onnx.GraphProto:
     types, constants = _types(model)
     placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
     kernel_of = fuse(model, _examples(placeholders, 1)).holder
-    emitter = Emitter(model, types, constants)
+    emitter, slopes = Emitter(model, types, constants), leaky_slopes(model)
     for node in model.graph.nodes:
         if node.op == "placeholder":
             emitter.claim(node)
         elif node.op in ("call_module", "call_function") and node not in constants and not _is_size(types[node]):
             emitter.begin(node, kernel_of.get(node.name, node.name))
-            emitter.names[node] = _emitted(emitter, node)
+            emitter.names[node] = _emitted(emitter, node, slopes.get(node))
     result = output_node(model)
     emitter.name_output(emitter.value(result))
     inputs = [_value_info(emitter.names[node], types[node]) for node in placeholders]
@@ -83,13 +84,17 @@ def _graph(model: GraphModule) -> onnx.GraphProto:
     return helper.make_graph(emitter.nodes, "autocompress", inputs, outputs, emitter.initializers)
 
 
-def _emitted(emitter: Emitter, node: Node) -> Any:
+def _emitted(emitter: Emitter, node: Node, slope: float | None) -> Any:
+    """Writes a node; `slope` as in islands.leaky_slopes."""
+    if slope == 0:
+        return emitter.add("LeakyRelu", emitter.value(node.args[0]), alpha=slope)
     if node.op == "call_module":
         emit = emit_layer(emitter.model.get_submodule(str(node.target)))
     else:
         emit = FUNCTIONS.get(node.target)
     made = emit(emitter, node) if emit else None
-    return emit_with_torch(emitter, node) if made is None else made
+    made = emit_with_torch(emitter, node) if made is None else made
+    return made if slope is None else emitter.add("LeakyRelu", made, alpha=slope)
 
 
 class _Recorder(torch.fx.Interpreter):

@@ -1,6 +1,8 @@
 """Simulated int8: where it rounds, what it computes, and that the exported file computes the same."""
 
 import copy
+import random
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from autocompress.graph.trace import capture
 from autocompress.graph.types import Graph, Layer
 from autocompress.methods.configs import Quantize
 from autocompress.methods.quantize import QuantizeMethod, insert_fake_quant
+from autocompress.precision import resolve
 from autocompress.ranges import Observation, choose
 from autocompress.workload import Capabilities, DType, Kernel, Workload
 from tests.runner import Runner
@@ -204,6 +207,29 @@ def test_layers_left_in_float_stay_float(tmp_path: Path, runtime: Runner) -> Non
     assert (executed["Conv"] + executed["FusedConv"], executed["Gemm"] + executed["FusedGemm"]) == (1, 1)
     assert executed["QLinearConv"] == 8
     assert (executed["QuantizeLinear"], executed["DequantizeLinear"]) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "shufflenet"])
+def test_every_layer_runs_in_the_precision_that_was_decided(name: str, tmp_path: Path, runtime: Runner) -> None:
+    """Also a float layer between int8 ones, which ONNX Runtime would quantise by itself."""
+    original, inputs = _rewritten(name)
+    layers, choice = sorted(_layers(original)), random.Random(0)
+    for _ in range(8):
+        int8 = {layer for layer in layers if choice.random() < 0.5}
+        quantized = copy.deepcopy(original)
+        insert_fake_quant(quantized, int8, _batches(inputs, 1), (inputs,))
+        path = to_onnx(quantized, tmp_path / "model.onnx", "plan").path
+        executed = runtime.executed(path)
+        decided = {
+            kernel: k.with_workload(dtype=DType.INT8) if k.layer in int8 else k
+            for kernel, k in kernels_of(original, (inputs,)).items()
+        }
+        ops = Counter(k.workload.op for k in resolve(decided).values() if k.workload.dtype is DType.INT8)
+        assert (executed["QLinearConv"], executed["QGemm"]) == (ops["conv"], ops["linear"]), int8
+        with torch.no_grad():
+            simulated = quantized(inputs).numpy()
+            error = np.abs(simulated - original(inputs).numpy()).mean()
+        assert np.abs(runtime.run(path, inputs) - simulated).mean() <= 0.05 * error
 
 
 def test_kernels_see_through_the_simulation() -> None:
