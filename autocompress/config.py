@@ -79,8 +79,8 @@ class WarmStart(_Section):
 class FineTuning(_Section):
     """Distillation from the original. All of `candidates` get a first tranche, `finalists` of them a long one.
 
-    `first_share` is the first tranches' share of the time. `time_s` is used where the search has no limit on time.
-    Distillation at temperature 4 and a rate of 0.02 was best at a few minutes for the CIFAR ResNets.
+    `first_share` is the first tranches' share of the time; `time_s` is the whole time where the search has no limit.
+    The rest is the recipe (repair/distill.py): a positive `feature_weight` also matches features at residual adds.
     """
 
     enabled: bool = True
@@ -89,11 +89,15 @@ class FineTuning(_Section):
     first_share: Share = 0.35
     time_s: Positive = 300.0
     learning_rate: Positive = 0.02
-    temperature: Positive = 4.0
-    feature_weight: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Share = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warm_up: Share = 0.05
-    clip: Positive = 5.0
-    batch: Count | None = None
+    temperature: Positive = 4.0
+    final_temperature: Positive = 2.0
+    label_weight: Share = 0.0
+    feature_weight: Annotated[float, Field(ge=0)] = 0.0
+    clip: Positive = 1.0
+    precision: Annotated[str, _one_of("bf16", "fp32")] = "bf16"
 
 
 class Measuring(_Section):

@@ -15,7 +15,7 @@ class Clock:
 
     def __init__(self, limit_s: float | None, shares: Mapping[str, float], now: Now = time.monotonic) -> None:
         self._now = now
-        self._shares = shares
+        self._shares = dict(shares)
         self._begun = now()
         self._end = math.inf if limit_s is None else self._begun + limit_s
         self.stage_seconds: dict[str, float] = {}
@@ -41,6 +41,10 @@ class Clock:
         later: Sequence[str] = STAGES[STAGES.index(stage) :]
         whole = sum(self._shares[name] for name in later)
         return self._now() + self.left * (self._shares[stage] / whole if whole else 0.0)
+
+    def skip(self, stage: str) -> None:
+        """The stage takes no time: its share goes to the others."""
+        self._shares[stage] = 0.0
 
     def leave(self) -> None:
         """Books the time of the stage that ran."""

@@ -1,6 +1,6 @@
 """The seam between the search and the work it orders: what an evaluator can do, and what it answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,6 +67,16 @@ class Trained:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What an evaluator is opened with: the run's folder, how to tell the watcher (stage, detail), and how many seconds
+    are left for setting up (None: no limit)."""
+
+    folder: Path
+    tell: Callable[[str, str], None]
+    seconds: Callable[[], float | None]
+
+
 class Evaluator(Protocol):
     """Everything that costs more than arithmetic. Expected failures are raised as autocompress.errors.Failure.
 
@@ -90,8 +100,12 @@ class Evaluator(Protocol):
         """From shapes alone; at most a millisecond."""
         ...
 
-    def baseline(self, folder: Path) -> Baseline:
-        """Exports the original plainly to folder/original.onnx, scores and times it."""
+    def baseline(self) -> Baseline:
+        """Scores and times the original as plainly exported."""
+        ...
+
+    def adopt(self, baseline: Baseline) -> None:
+        """From now on prices and times are relative to this baseline's, which may be of an earlier process."""
         ...
 
     def divergence(self, plan: Plan) -> float:
@@ -114,8 +128,8 @@ class Evaluator(Protocol):
         """Trains for `seconds`, from whichever start is closest to the original, and writes the weights."""
         ...
 
-    def measure(self, paths: Mapping[str, Path], seconds: float | None) -> Mapping[str, Latency]:
-        """Times the files in turn with the original, within about `seconds`."""
+    def measure(self, paths: Mapping[str, Path], seconds: float) -> Mapping[str, Latency]:
+        """Times the files in turn with the original, within about `seconds`; leaves out what the device refuses."""
         ...
 
     def certify(self, candidate: Candidate, artifact: Artifact, baseline: Baseline) -> None:

@@ -14,7 +14,7 @@ from autocompress.config import Settings, override, to_document
 from autocompress.errors import BudgetError, ConfigError, RunError
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.clock import Clock
-from autocompress.search.engine import Baseline, Evaluator
+from autocompress.search.engine import Baseline, Evaluator, Setup
 from autocompress.search.ledger import Ledger, best_front
 from autocompress.search.progress import Progress, Snapshot, silent
 from autocompress.search.promotion import VALIDATION_SHARE, Promotion
@@ -33,7 +33,7 @@ TABLES_EVERY_S = 5.0
 
 _VERSIONED = ("autocompress", "torch", "onnx", "onnxruntime", "optuna", "numpy")
 
-Opener = Callable[[], Evaluator]
+Opener = Callable[[Setup], Evaluator]
 
 
 def search(
@@ -55,8 +55,7 @@ def search(
     from autocompress.search.evaluator import open_evaluator
 
     resolved = override(settings or Settings(), **given)
-    watch = progress or silent
-    return run(lambda: open_evaluator(task, resolved, watch), resolved, Path(out), watch, sampler)
+    return run(open_evaluator(task, resolved), resolved, Path(out), progress or silent, sampler)
 
 
 def run(
@@ -69,7 +68,9 @@ def run(
     with folder.opened():
         session = _Session(settings, folder, clock, progress)
         with session.ending():
-            session.open(opener())
+            setup_ends = clock.enter("setup")
+            seconds = (lambda: clock.until(setup_ends)) if clock.limited else (lambda: None)
+            session.open(opener(Setup(folder.path, session.tell, seconds)))
             session.stages(sampler)
     return load(out)
 
@@ -109,9 +110,12 @@ class _Session:
             self.baseline = Baseline.from_document(self.state["baseline"])
         else:
             self.tell("setup", "scoring and timing the original")
-            self.baseline = evaluator.baseline(self.folder.models)
+            self.baseline = evaluator.baseline()
             self.state["baseline"] = self.baseline.to_document()
             self.folder.write_state(self.state)
+        evaluator.adopt(self.baseline)
+        if not (evaluator.trainable and self.settings.fine_tuning.enabled):
+            self.clock.skip("fine_tuning")
         self.limits = _limits(self.settings, self.baseline)
 
     def stages(self, sampler: BaseSampler | None) -> None:

@@ -33,7 +33,7 @@ TIMING_SHARE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """The stages after the trials; each looks at what candidates have reached already, so that a resumed run goes on."""
+    """The stages after the trials; each looks at what candidates have reached, so that a resumed run goes on."""
 
     evaluator: Evaluator
     ledger: Ledger

@@ -134,12 +134,13 @@ def find_space(
     graph: Graph,
     methods: Sequence[Method],
     capabilities: Capabilities,
-    seconds: Callable[[Plan], float],
+    seconds: Callable[[Plan], float] | None = None,
     decisions: Sequence[str] = ("student", "prune", "low_rank", "quantize"),
 ) -> Space:
     """The decisions that the methods offer about a traced model on a device.
 
     `seconds` is the predicted time of a plan: factorisations that shorten it neither in fp32 nor in int8 are left out.
+    Without it all are offered.
     """
     found = [
         _decision(method, target, method.options(target, graph, capabilities), graph)
@@ -148,6 +149,8 @@ def find_space(
         for target in method.targets(graph)
     ]
     space = _space(graph, [decision for decision in found if len(decision.options) > 1])
+    if seconds is None:
+        return space
     contexts = [{}, {d.name: 1 for d in space.of(Quantize)}]
     paying = [_paying(d, space, contexts, seconds) if d.method is LowRank else d for d in space.decisions]
     return _space(graph, [decision for decision in paying if len(decision.options) > 1])
@@ -205,7 +208,8 @@ def _paying(
         return any(seconds(space.plan({**c, decision.name: index})) < w for c, w in zip(contexts, whole, strict=True))
 
     kept = [i for i, option in enumerate(decision.options) if option is None or pays(i)]
-    options, values = (tuple(of[i] for i in kept) for of in (decision.options, decision.values))
+    options = tuple(decision.options[i] for i in kept)
+    values = tuple(decision.values[i] for i in kept)
     return Decision(decision.name, decision.target, decision.method, options, values)
 
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+ROUNDING = 1e-9
+"""Slack on scores: 0.92 - 0.915 is not 0.005 in floating point."""
+
+
 @dataclass(frozen=True)
 class Study:
     """One run. `candidates` are in the order in which they came; `stage_seconds` says where the time went.
@@ -84,7 +88,7 @@ class Study:
         fast = [c for c in verified if budget_ms is None or measured_ms(c) <= budget_ms]
         if not fast and budget_ms is not None:
             raise BudgetError(_too_slow(budget_ms, verified))
-        kept = [c for c in fast if max_drop is None or self.drop(c) <= max_drop]
+        kept = [c for c in fast if max_drop is None or self.drop(c) <= max_drop + ROUNDING]
         if not kept and max_drop is not None:
             nearest_one = min(fast, key=self.drop)
             raise BudgetError(

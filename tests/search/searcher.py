@@ -15,7 +15,7 @@ def main() -> None:
     evaluator = FakeEvaluator(before=lambda what, key: print(what, key, flush=True))
     trials = int(sys.argv[2]) if len(sys.argv) > 2 else 30
     settings = load_settings(None, trials=trials, fine_tuning={"time_s": 60.0})
-    study = run(lambda: evaluator, settings, Path(sys.argv[1]))
+    study = run(lambda _: evaluator, settings, Path(sys.argv[1]))
     print("front", " ".join(candidate.id for candidate in study.front), flush=True)
 
 

@@ -49,7 +49,7 @@ def test_killed_at_any_moment_it_resumes_with_every_finished_candidate(tmp_path)
             assert found[key].score is not None or before.score is None
         finished = found
     last = FakeEvaluator()
-    study = run(lambda: last, SETTINGS, out)
+    study = run(lambda _: last, SETTINGS, out)
     assert study.complete and len(study.front) >= 3
     assert finished.keys() <= {c.id for c in study.candidates}
     again = [key for key in last.asked("score") if key in finished and finished[key].score is not None]
@@ -61,11 +61,11 @@ def test_ctrl_c_writes_the_front_so_far(tmp_path):
         if what == "fine_tune":
             raise KeyboardInterrupt
 
-    study = run(lambda: FakeEvaluator(before=interrupt), SETTINGS, tmp_path / "run")
+    study = run(lambda _: FakeEvaluator(before=interrupt), SETTINGS, tmp_path / "run")
     assert not study.complete and study.front
     rows = (tmp_path / "run" / "front.csv").read_text().splitlines()
     assert len(rows) == 1 + len(study.front)
-    assert run(FakeEvaluator, SETTINGS, tmp_path / "run").complete
+    assert run(lambda _: FakeEvaluator(), SETTINGS, tmp_path / "run").complete
 
 
 class FullDisk:
@@ -87,35 +87,35 @@ def test_a_full_disk_loses_nothing(tmp_path, room):
     with pytest.MonkeyPatch.context() as patch:
         FullDisk(patch, room)
         with pytest.raises(StorageError, match="No space left on device; free some space"):
-            run(FakeEvaluator, SETTINGS, tmp_path / "run")
+            run(lambda _: FakeEvaluator(), SETTINGS, tmp_path / "run")
     kept = records.RunFolder(tmp_path / "run").candidates()
     last = FakeEvaluator()
-    study = run(lambda: last, SETTINGS, tmp_path / "run")
+    study = run(lambda _: last, SETTINGS, tmp_path / "run")
     assert study.complete and kept.keys() <= {c.id for c in study.candidates}
     assert not set(last.asked("score")) & {key for key, c in kept.items() if c.score is not None}
 
 
 def test_a_line_cut_off_is_removed_and_the_rest_kept(tmp_path):
     out = tmp_path / "run"
-    run(FakeEvaluator, SETTINGS, out)
+    run(lambda _: FakeEvaluator(), SETTINGS, out)
     before = records.RunFolder(out).candidates()
     for name in ("candidates.jsonl", "study.journal"):
         content = (out / name).read_bytes()
         (out / name).write_bytes(content[:-7])
-    study = run(FakeEvaluator, SETTINGS, out)
+    study = run(lambda _: FakeEvaluator(), SETTINGS, out)
     assert before.keys() == {c.id for c in study.candidates} and study.complete
 
 
 @pytest.mark.parametrize("damage", [b"\x00\x01 not json\n", b'{"op_code": 99}\n', b"[1, 2]\n", b"{}\n"])
 def test_a_damaged_optuna_journal_is_set_aside_and_rebuilt(tmp_path, damage):
     out = tmp_path / "run"
-    run(FakeEvaluator, SETTINGS, out)
+    run(lambda _: FakeEvaluator(), SETTINGS, out)
     known = load(out).candidates
     lines = (out / "study.journal").read_bytes().splitlines(keepends=True)
     (out / "study.journal").write_bytes(b"".join([*lines[:40], damage, *lines[40:]]))
     more = load_settings(None, trials=18, fine_tuning={"enabled": False})
     evaluator = FakeEvaluator()
-    study = run(lambda: evaluator, more, out)
+    study = run(lambda _: evaluator, more, out)
     assert [c.id for c in known] == [c.id for c in study.candidates][: len(known)]
     assert not set(evaluator.asked("score")) & {c.id for c in known if c.score is not None}
     assert len([c for c in study.candidates if c.status is not Status.REJECTED]) == 18
@@ -123,31 +123,31 @@ def test_a_damaged_optuna_journal_is_set_aside_and_rebuilt(tmp_path, damage):
 
 def test_damaged_candidates_are_passed_over(tmp_path):
     out = tmp_path / "run"
-    run(FakeEvaluator, SETTINGS, out)
+    run(lambda _: FakeEvaluator(), SETTINGS, out)
     journal = out / "candidates.jsonl"
     journal.write_bytes(b"nonsense\n" + journal.read_bytes() + b'{"id": "abc"}\n')
     study = load(out)
     assert len(study.candidates) == 15
-    assert run(FakeEvaluator, SETTINGS, out).complete
+    assert run(lambda _: FakeEvaluator(), SETTINGS, out).complete
 
 
 def test_a_damaged_run_file_says_what_to_do(tmp_path):
     out = tmp_path / "run"
-    run(FakeEvaluator, SETTINGS, out)
+    run(lambda _: FakeEvaluator(), SETTINGS, out)
     (out / "run.toml").write_text("fingerprint = ")
-    for use in (lambda: load(out), lambda: run(FakeEvaluator, SETTINGS, out)):
+    for use in (lambda: load(out), lambda: run(lambda _: FakeEvaluator(), SETTINGS, out)):
         with pytest.raises(RunError, match="delete that one file and search again"):
             use()
     (out / "run.toml").unlink()
-    assert run(FakeEvaluator, SETTINGS, out).complete
+    assert run(lambda _: FakeEvaluator(), SETTINGS, out).complete
 
 
 def test_a_damaged_state_is_found_out_anew(tmp_path):
     out = tmp_path / "run"
-    run(FakeEvaluator, SETTINGS, out)
+    run(lambda _: FakeEvaluator(), SETTINGS, out)
     (out / "state.json").write_text("{")
     evaluator = FakeEvaluator()
-    assert run(lambda: evaluator, SETTINGS, out).complete
+    assert run(lambda _: evaluator, SETTINGS, out).complete
     assert evaluator.asked("baseline") == ["original"] and not evaluator.asked("score")
 
 
@@ -159,13 +159,13 @@ def test_a_folder_that_is_no_run(tmp_path):
 def test_a_folder_in_use_is_refused(tmp_path):
     folder = records.RunFolder(tmp_path / "run")
     with folder.opened(), pytest.raises(RunError, match="searched by another process"):
-        run(FakeEvaluator, SETTINGS, tmp_path / "run")
+        run(lambda _: FakeEvaluator(), SETTINGS, tmp_path / "run")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="check the path"):
-        run(FakeEvaluator, SETTINGS, tmp_path / "file" / "run")
+        run(lambda _: FakeEvaluator(), SETTINGS, tmp_path / "file" / "run")
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):

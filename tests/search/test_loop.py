@@ -25,7 +25,7 @@ QUICK = {"fine_tuning": {"time_s": 60.0}}
 
 def searched(out: Path, evaluator: FakeEvaluator | None = None, trials: int = 40, **given):
     settings = load_settings(None, trials=trials, **{**QUICK, **given})
-    return run(lambda: evaluator or FakeEvaluator(), settings, out)
+    return run(lambda _: evaluator or FakeEvaluator(), settings, out)
 
 
 def test_a_run_leaves_everything_that_is_promised(tmp_path):
@@ -111,7 +111,7 @@ def test_any_optuna_sampler_is_taken(tmp_path):
             return super().sample_independent(*arguments)
 
     settings = load_settings(None, trials=30, warm_start={"enabled": False}, **QUICK)
-    run(FakeEvaluator, settings, tmp_path / "run", sampler=Counting(seed=0))
+    run(lambda _: FakeEvaluator(), settings, tmp_path / "run", sampler=Counting(seed=0))
     assert Counting.asked > 30
 
 
@@ -237,7 +237,9 @@ def test_a_finished_run_searched_again_builds_nothing_twice(tmp_path):
 
 def test_what_the_watcher_is_told(tmp_path):
     told = []
-    run(FakeEvaluator, load_settings(None, trials=15, budget_ms=0.5, **QUICK), tmp_path / "run", told.append)
+    run(
+        lambda _: FakeEvaluator(), load_settings(None, trials=15, budget_ms=0.5, **QUICK), tmp_path / "run", told.append
+    )
     stages = list(dict.fromkeys(snapshot.stage for snapshot in told))
     assert stages == ["setup", "warm start", "trials", "validation", "fine-tuning", "measuring", "done"]
     last = told[-1]

@@ -1,0 +1,345 @@
+"""The evaluator of real models: builds with torch, exports to ONNX, scores and times in the runtime of a device."""
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.fx import GraphModule
+
+from autocompress.batches import as_tuple, subset
+from autocompress.build import build, finalize, plan_kernels, restructure
+from autocompress.card import Card, write_card
+from autocompress.config import Settings
+from autocompress.devices import Device, open_device
+from autocompress.errors import BuildError, ConfigError, DeviceError, ExportError, TaskError, VerificationError, nearest
+from autocompress.evaluate.scores import top1
+from autocompress.export.onnx import plain_onnx, to_onnx
+from autocompress.graph import trace
+from autocompress.graph.types import Graph
+from autocompress.importance import IMPORTANCES
+from autocompress.measure import ROUNDS, RUNS_PER_ROUND, WARMUP_RUNS, measure, reference_seconds, to_latency
+from autocompress.methods import Method, methods
+from autocompress.methods.prune import PruneMethod
+from autocompress.plan import Plan
+from autocompress.profiles import Profile
+from autocompress.profiles import load as load_profile
+from autocompress.repair.distill import Budget, Recipe, Teacher, fine_tune
+from autocompress.repair.matching import divergence, outputs_of
+from autocompress.repair.statistics import collect
+from autocompress.search.candidate import Candidate
+from autocompress.search.engine import Baseline, Price, Setup, Start, Trained
+from autocompress.search.profiling import one_sample, profile_graph
+from autocompress.search.space import Space, find_space
+from autocompress.task import Loader, Score, Task
+from autocompress.task_checks import check_task
+from autocompress.verify import exported_outputs, parity, predictor, provider_counts, validation_samples
+from autocompress.workload import WEIGHTED_OPS, Artifact, DType, Kernel, Latency, total_macs
+
+ORIGINAL = "original.onnx"
+
+NODE_BYTES = 400
+"""What the description of one kernel takes in a file, weights aside; only for the predicted size."""
+
+TELL_EVERY_S = 1.0
+"""A training tells the watcher how it goes about this often."""
+
+LEAST_ROUNDS = 16
+"""Rounds of timing, however little time is left: fewer give no interval."""
+
+
+class TorchEvaluator:
+    """One task on one device. See engine.Evaluator for what each method promises."""
+
+    def __init__(self, task: Task, settings: Settings, setup: Setup) -> None:
+        self._task = task
+        self._settings = settings
+        self._tell = setup.tell
+        _require_importance(settings.importance)
+        setup.tell("setup", "checking the task")
+        check_task(task)
+        setup.tell("setup", "tracing the model and proving its channel groups")
+        self._inputs = as_tuple(task.example_inputs)
+        self.graph = trace(task.model, self._inputs, task.frozen)
+        setup.tell("setup", "collecting statistics on calibration data")
+        self.statistics = collect(self.graph, _calibration(task), settings.samples.calibration)
+        self._probes = subset(self.statistics.batches, settings.samples.sensitivity)
+        self._wanted = outputs_of(self.graph.model, self._probes)
+        self._subset = _as_given(subset(task.validation, settings.samples.subset))
+        self._original = setup.folder / "models" / ORIGINAL
+        self._original.parent.mkdir(parents=True, exist_ok=True)
+        self._plain = plain_onnx(task.model, self._inputs, self._original)
+        self.profile = self._find_profile(setup)
+        self.device: Device = open_device(self.profile.device)
+        self._teacher = Teacher(self.graph, settings.fine_tuning.precision)
+        self._scale = 1.0
+        self._reference_s = self.profile.reference_s
+
+    @property
+    def fingerprint(self) -> str:
+        return self.graph.fingerprint
+
+    @property
+    def trainable(self) -> bool:
+        return self._task.train is not None
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {**self.device.environment(), "device": self.device.name, "profile": self.profile.name}
+
+    def space(self) -> Space:
+        return find_space(
+            self.graph,
+            _methods(self._settings.importance),
+            self.profile.capabilities,
+            lambda plan: self.price(plan).latency.seconds,
+            self._settings.decisions,
+        )
+
+    def price(self, plan: Plan) -> Price:
+        kernels = plan_kernels(plan, self.graph)
+        found = self.profile.predict(kernels)
+        seconds, low, high = (self._scale * bound for bound in (found.seconds, found.low, found.high))
+        latency = Latency(seconds, low, high, found.measured_fraction, found.origin)
+        size_bytes, params = _size(kernels.values())
+        return Price(latency, size_bytes, params, total_macs(list(kernels.values())))
+
+    def baseline(self) -> Baseline:
+        """The original's own figures; the model after exact rewrites alone is timed beside it."""
+        rewritten = self._original.with_name("rewritten.onnx")
+        self.export(Plan(self.fingerprint), None, rewritten)
+        paths = {"original": self._original, "rewritten": rewritten}
+        found = measure(self.device, paths, self._original, one_sample(self._inputs), rounds=ROUNDS)
+        rewritten.unlink()
+        reference_s = reference_seconds(found["original"])
+        times = {name: to_latency(measurement, reference_s) for name, measurement in found.items()}
+        price = self.price(Plan(self.fingerprint))
+        params = sum(parameter.numel() for parameter in self._task.model.parameters())
+        return Baseline(
+            score=self.score(self._original, None), subset_score=self.score(self._original, len(self._subset)),
+            latency=times["original"], size_bytes=self._plain.size_bytes, params=params, macs=price.macs,
+            test_score=self.test_score(self._original), rewritten=times["rewritten"],
+        )  # fmt: skip
+
+    def adopt(self, baseline: Baseline) -> None:
+        """Prices follow the host's present speed: a profile of this very model by its reference, that of another one by
+        how long the rewritten original takes."""
+        original = Plan(self.fingerprint)
+        self._reference_s = baseline.latency.seconds
+        if any(row.id == original.key for row in self.profile.models):
+            self._scale = self._reference_s / self.profile.reference_s
+        elif baseline.rewritten is not None:
+            predicted = self.profile.predict(plan_kernels(original, self.graph))
+            self._scale = baseline.rewritten.seconds / predicted.seconds
+
+    def divergence(self, plan: Plan) -> float:
+        return self._distance(build(plan, self.graph, self.statistics))
+
+    def export(self, plan: Plan, weights: Path | None, path: Path) -> Artifact:
+        return to_onnx(self._final(plan, weights), path, plan.key)
+
+    def score(self, path: Path, samples: int | None) -> Score:
+        split = self._task.validation if samples is None else self._subset
+        return self._score(path, split)
+
+    def test_score(self, path: Path) -> Score | None:
+        return self._score(path, self._task.test) if self._task.test is not None else None
+
+    def fine_tune(self, plan: Plan, starts: Sequence[Start], seconds: float, weights: Path) -> Trained:
+        assert self._task.train is not None, "only trainable tasks are fine-tuned"
+        begun = time.monotonic()
+        made = [restructure(plan, self.graph, self.statistics), *(self._transplanted(plan, start) for start in starts)]
+        distances = [self._distance(model) for model in made]
+        closest = distances.index(min(distances))
+        model = made[closest]
+        budget = Budget(max(0.0, seconds - (time.monotonic() - begun)))
+        report = fine_tune(
+            model, self._teacher, self._task.train, budget, self._recipe(model), self._watched(plan, seconds)
+        )
+        if report.rolled_back and not starts:
+            raise BuildError(f"fine-tuning plan {plan.key} brought nothing: {report.rolled_back}")
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
+        return Trained(closest - 1 if closest else None, report.seconds)
+
+    def measure(self, paths: Mapping[str, Path], seconds: float) -> Mapping[str, Latency]:
+        usable = {key: path for key, path in paths.items() if self._opens(path)}
+        if not usable:
+            return {}
+        visits = len(usable) * 1.25 + 1
+        round_s = visits * (RUNS_PER_ROUND + WARMUP_RUNS) * self._reference_s
+        most = int(min(self._settings.measuring.rounds, seconds / round_s))
+        found = measure(self.device, usable, self._original, one_sample(self._inputs), rounds=max(LEAST_ROUNDS, most))
+        return {key: to_latency(measurement, self._reference_s) for key, measurement in found.items()}
+
+    def certify(self, candidate: Candidate, artifact: Artifact, baseline: Baseline) -> None:
+        weights = self._original.parents[1] / candidate.weights if candidate.weights else None
+        outputs = exported_outputs(self._final(candidate.plan, weights), self._task.validation)
+        session = self.device.open(artifact.path)
+        expected = torch.tensor(outputs).double().numpy()
+        found = session.run(*validation_samples(self._task, len(outputs))).reshape(len(outputs), -1)
+        same = parity(expected, found.astype("float64"), candidate.plan, len(session.providers()))
+        if not same.agrees:
+            raise VerificationError(
+                f"{artifact.path.name} differs from its torch model by {same.rms_difference:.3g} (root mean square), "
+                f"{same.tolerance:.3g} is explained by rounding; it is not offered"
+            )
+        assert candidate.score is not None, "only scored candidates are certified"
+        card = Card(
+            id=candidate.id, plan=candidate.plan, artifact=artifact, validation=candidate.score,
+            test=candidate.test_score, predicted=candidate.latency, measured=candidate.measured,
+            baseline=baseline.latency, parity=same, outputs=outputs, providers=provider_counts(session),
+            environment=dict(self.environment),
+        )  # fmt: skip
+        write_card(card)
+
+    def _distance(self, model: GraphModule) -> float:
+        found = divergence(model.eval(), self._probes, self._wanted)
+        return found if math.isfinite(found) else math.inf
+
+    def _recipe(self, model: GraphModule) -> Recipe:
+        options = self._settings.fine_tuning
+        present = {node.name for node in model.graph.nodes}
+        features = tuple(add for add in self.graph.branches if add in present) if options.feature_weight else ()
+        return Recipe(
+            rate=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay,
+            warmup=options.warm_up, temperature=options.temperature, final_temperature=options.final_temperature,
+            label_weight=options.label_weight, feature_weight=options.feature_weight, clip=options.clip,
+            precision=options.precision, loss=self._task.loss, feature_nodes=features,
+        )  # fmt: skip
+
+    def _watched(self, plan: Plan, seconds: float) -> Callable[[float, float], bool]:
+        """Tells the watcher every second or so how a training goes."""
+        told = -math.inf
+
+        def watch(progress: float, loss: float) -> bool:
+            nonlocal told
+            if time.monotonic() - told > TELL_EVERY_S:
+                told = time.monotonic()
+                self._tell("fine-tuning", f"plan {plan.key}, {progress:.0%} of {seconds:.0f} s, loss {loss:.3g}")
+            return True
+
+        return watch
+
+    def _find_profile(self, setup: Setup) -> Profile:
+        """The named profile, the one this run measured before, or a new one."""
+        names = self._settings.profile
+        if len(names) > 1:
+            raise ConfigError(
+                f"a search prices plans on one profile, {len(names)} were given; search on {names[0]!r} and put the "
+                "front on the others with `autocompress compare`"
+            )
+        own = setup.folder / "profile"
+        if names:
+            return load_profile(names[0])
+        if (own / "profile.toml").exists():
+            return load_profile(own)
+        found = profile_graph(
+            self.graph, open_device(self._settings.device), self._original, one_sample(self._inputs), setup.folder,
+            seed=self._settings.seed, seconds=setup.seconds(),
+            progress=lambda done, whole: setup.tell("setup", f"profiling the device, {done} of {whole} models"),
+        )  # fmt: skip
+        found.save(own)
+        return found
+
+    def _final(self, plan: Plan, weights: Path | None) -> GraphModule:
+        with torch.no_grad():
+            model = self._structured(plan, weights)
+            return finalize(model, plan, self.graph, self.statistics)
+
+    def _structured(self, plan: Plan, weights: Path | None) -> GraphModule:
+        model = restructure(plan, self.graph, self.statistics)
+        if weights is not None:
+            model.load_state_dict(load_file(weights))
+        return model
+
+    def _transplanted(self, plan: Plan, start: Start) -> GraphModule:
+        """The plan's model made from another plan's trained weights instead of the original's.
+
+        What that plan left whole takes part in cutting and repair as the original's weights do; what both cut alike is
+        taken over as it is.
+        """
+        source = self._structured(start.plan, start.weights).state_dict()
+        donor = _with_weights(self.graph, source)
+        model = restructure(plan, donor, self.statistics)
+        whole = self.graph.model.state_dict()
+        state = model.state_dict()
+        alike = {
+            name: source[name]
+            for name, tensor in state.items()
+            if name in source and source[name].shape == tensor.shape and _shape(whole, name) != tensor.shape
+        }
+        model.load_state_dict({**state, **alike})
+        return model
+
+    def _score(self, path: Path, split: Loader) -> Score:
+        session = self.device.open(path, threads=os.cpu_count() or 1)
+        try:
+            return (self._task.score or top1)(predictor(session), split)
+        except TaskError as error:
+            if path == self._original:
+                raise
+            raise ExportError(f"{path.name} has no score: {error}") from error
+
+    def _opens(self, path: Path) -> bool:
+        try:
+            self.device.open(path)
+        except DeviceError:
+            return False
+        return True
+
+
+def open_evaluator(task: Task, settings: Settings) -> Callable[[Setup], TorchEvaluator]:
+    """What `run` opens once it holds the run's folder."""
+    return lambda setup: TorchEvaluator(task, settings, setup)
+
+
+def _calibration(task: Task) -> Loader:
+    found = task.calibration if task.calibration is not None else task.train
+    if found is None:
+        raise TaskError("Task.calibration and Task.train are both missing; give a few hundred inputs as calibration")
+    return found
+
+
+def _as_given(batches: Sequence[tuple[tuple[Tensor, ...], object]]) -> list[tuple[object, object]]:
+    """Batches as the task's own loaders yield them: a single input stands by itself."""
+    return [(inputs[0] if len(inputs) == 1 else inputs, targets) for inputs, targets in batches]
+
+
+def _methods(importance: str) -> tuple[Method, ...]:
+    return tuple(replace(m, importance=importance) if isinstance(m, PruneMethod) else m for m in methods())
+
+
+def _require_importance(name: str) -> None:
+    if name not in IMPORTANCES:
+        raise ConfigError(f"unknown importance {name!r}: {nearest(name, IMPORTANCES)}")
+
+
+def _size(kernels: Iterable[Kernel]) -> tuple[int, int]:
+    """(bytes of the exported file, parameters), both before building."""
+    size_bytes = params = 0
+    for kernel in kernels:
+        w = kernel.workload
+        size_bytes += NODE_BYTES
+        if w.op in WEIGHTED_OPS:
+            int8 = w.dtype is DType.INT8
+            size_bytes += w.weights * (1 if int8 else 4) + w.out_channels * (9 if int8 else 4)
+            params += w.weights + w.out_channels
+    return size_bytes, params
+
+
+def _with_weights(graph: Graph, state: Mapping[str, Tensor]) -> Graph:
+    """The graph with a model that has these weights wherever they have the original's shape."""
+    model = copy.deepcopy(graph.model)
+    whole = model.state_dict()
+    model.load_state_dict({n: state[n] if _shape(state, n) == tensor.shape else tensor for n, tensor in whole.items()})
+    return replace(graph, model=model)
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None

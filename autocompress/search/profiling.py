@@ -1,0 +1,132 @@
+"""Profiles for one model: plans like those a search visits are built, measured on the device, and fitted."""
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autocompress.batches import as_tuple
+from autocompress.build import build, plan_kernels
+from autocompress.devices import Device, open_device
+from autocompress.errors import Failure
+from autocompress.export.onnx import plain_onnx, to_onnx
+from autocompress.graph import trace
+from autocompress.graph.types import Graph
+from autocompress.methods import methods
+from autocompress.methods.configs import LowRank, Prune, Quantize, Student
+from autocompress.plan import Plan
+from autocompress.profiles import Profile, calibrate
+from autocompress.search.space import Space, find_space
+from autocompress.task import Task
+from autocompress.task_checks import check_task
+
+PLANS = 60
+"""Models measured for a profile; a third of them are held out to judge it."""
+
+BUILD_SHARE = 0.5
+"""Share of the time that building may take; the rest is for measuring."""
+
+LEAST_PLANS = 12
+
+Tell = Callable[[int, int], None]
+"""Called with (models done, models in all)."""
+
+
+def profile_task(
+    task: Task, device: str = "ort:cpu", *, plans: int = PLANS, seed: int = 0, progress: Tell | None = None
+) -> Profile:
+    """A profile of a device for this task's model, measured here and now.
+
+    Raises TaskError for a task that can't be used, TraceError for a model that can't be followed, DeviceError for a
+    device that fails.
+    """
+    check_task(task)
+    inputs = as_tuple(task.example_inputs)
+    graph = trace(task.model, inputs, task.frozen)
+    opened = open_device(device)
+    with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
+        reference = Path(folder) / "original.onnx"
+        plain_onnx(task.model, inputs, reference)
+        return profile_graph(graph, opened, reference, one_sample(inputs), Path(folder), plans, seed, progress=progress)
+
+
+def profile_graph(
+    graph: Graph,
+    device: Device,
+    reference: Path,
+    inputs: Sequence[NDArray[np.generic]],
+    folder: Path,
+    plans: int = PLANS,
+    seed: int = 0,
+    seconds: float | None = None,
+    progress: Tell | None = None,
+) -> Profile:
+    """A profile from sampled plans of a traced model; models are written to `folder` and removed.
+
+    With `seconds`, as many of the plans as building has time for, but at least LEAST_PLANS.
+    """
+    space = find_space(graph, methods(), device.capabilities())
+    begun = time.monotonic()
+    built = []
+    for count, plan in enumerate(sample_plans(space, plans, seed)):
+        late = seconds is not None and time.monotonic() - begun > BUILD_SHARE * seconds
+        if late and count >= LEAST_PLANS:
+            break
+        path = folder / f"{plan.key}.onnx"
+        try:
+            to_onnx(build(plan, graph, None), path, plan.key)
+        except Failure:
+            continue
+        built.append((plan.key, plan_kernels(plan, graph), path))
+    try:
+        return calibrate(device, built, reference, inputs, progress=progress)
+    finally:
+        for _, _, path in built:
+            path.unlink(missing_ok=True)
+
+
+def sample_plans(space: Space, count: int, seed: int) -> list[Plan]:
+    """Different plans: the original and the uniform formats first, then random ones, most of them mainly int8.
+
+    How much is cut, dropped and factorised varies from plan to plan, so that kernels of all sizes and neighbourhoods
+    come up. Fewer than `count` if the space holds no more.
+    """
+    draw = random.Random(seed)
+    everywhere = {decision.name: 1 for decision in space.of(Quantize)}
+    found = {plan.key: plan for plan in map(space.plan, ({}, everywhere, dict(list(everywhere.items())[1:])))}
+    for _ in range(20 * count):
+        if len(found) >= count:
+            break
+        plan = space.plan(_drawn(space, draw))
+        found.setdefault(plan.key, plan)
+    return list(found.values())[:count]
+
+
+def _drawn(space: Space, draw: random.Random) -> dict[str, int]:
+    int8, cut = draw.choice((0.0, 0.5, 0.9, 1.0, 1.0, 1.0)), draw.random()
+    dropped, factorised, student = 0.5 * draw.random(), draw.choice((0.0, 0.0, 0.0, 0.3)), draw.random() < 0.15
+    choice: dict[str, int] = {}
+    for decision in space.decisions:
+        last = len(decision.options) - 1
+        droppable = decision.method is Prune and decision.values[-1] == 0
+        if decision.method is Quantize:
+            choice[decision.name] = int(draw.random() < int8)
+        elif decision.method is Student:
+            choice[decision.name] = draw.randint(1, last) if student else 0
+        elif decision.method is LowRank:
+            choice[decision.name] = draw.randint(1, last) if draw.random() < factorised else 0
+        elif droppable and draw.random() < dropped:
+            choice[decision.name] = last
+        elif draw.random() < cut:
+            choice[decision.name] = draw.randint(0, last - droppable)
+    return choice
+
+
+def one_sample(inputs: Sequence[Tensor]) -> tuple[NDArray[np.generic], ...]:
+    """The first sample of each input, as a runtime takes it."""
+    return tuple(tensor[:1].detach().numpy() for tensor in inputs)

@@ -1,0 +1,122 @@
+"""The space of a traced model: names, values, and one plan for every way of saying the same model."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, IntDistribution
+
+from autocompress.graph import trace
+from autocompress.methods import methods
+from autocompress.methods.configs import LowRank, Prune, Quantize, Student
+from autocompress.plan import Plan, Step
+from autocompress.search.profiling import sample_plans
+from autocompress.search.space import Decision, find_space
+from autocompress.workload import Capabilities, DType
+from tests.search.fake import fake_space
+from tests.zoo import make
+
+DEVICE = Capabilities(frozenset(DType), {DType.FP32: 4, DType.INT8: 4})
+INT8 = Quantize(DType.INT8)
+
+choices = st.fixed_dictionaries({d.name: st.integers(0, len(d.options) - 1) for d in fake_space().decisions})
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    graph = trace(*make("resnet"))
+    return graph, find_space(graph, methods(), DEVICE)
+
+
+def test_every_kind_of_decision_is_found(resnet):
+    graph, space = resnet
+    assert {decision.method for decision in space.decisions} == {Student, Prune, LowRank, Quantize}
+    assert [d.target for d in space.of(Prune)] == [
+        g for g in graph.free_groups if len(space.by_name[f"prune:{g}"].options) > 1
+    ]
+    for decision in space.decisions:
+        assert decision.options[0] is None
+        assert decision.name == f"{decision.name.split(':')[0]}:{decision.target}"
+
+
+def test_values_are_the_decisions(resnet):
+    _, space = resnet
+    for decision in space.of(Prune):
+        assert all(o is None or o.keep == v for o, v in zip(decision.options, decision.values, strict=True))
+        assert isinstance(decision.distribution, (IntDistribution, CategoricalDistribution))
+    assert space.of(Quantize)[0].values == ("fp32", "int8")
+    assert all(isinstance(v, str) for v in space.of(LowRank)[0].values)
+
+
+def test_kinds_may_be_left_out(resnet):
+    graph, _ = resnet
+    space = find_space(graph, methods(), DEVICE, decisions=("quantize",))
+    assert {decision.method for decision in space.decisions} == {Quantize}
+
+
+def test_factorisations_are_offered_only_where_they_are_faster(resnet):
+    graph, everything = resnet
+    some = everything.of(LowRank)[0]
+
+    def seconds(plan: Plan) -> float:
+        """Only the strongest rank of one layer saves time, and only in int8."""
+        ranks = plan.configs(LowRank)
+        faster = ranks == {some.target: some.options[-1]} and bool(plan.configs(Quantize))
+        return 0.9 if faster else 1.0 + len(ranks)
+
+    space = find_space(graph, methods(), DEVICE, seconds)
+    assert [(d.target, d.options) for d in space.of(LowRank)] == [(some.target, (None, some.options[-1]))]
+
+
+@given(choices)
+def test_plan_to_choice_and_back_is_the_same_plan(choice):
+    space = fake_space()
+    plan = space.plan(choice)
+    assert space.plan(space.choice(plan)) == plan
+    assert space.canonical(plan) == plan
+    assert space.from_values(space.values(choice)) == choice
+
+
+@given(choices)
+def test_a_canonical_plan_decides_nothing_about_what_is_gone_or_unchanged(choice):
+    plan = fake_space().plan(choice)
+    dropped = {group for group, config in plan.configs(Prune).items() if config.keep == 0}
+    assert not dropped & plan.configs(Quantize).keys()
+    if plan.configs(Student):
+        assert all(config.keep < 8 for config in plan.configs(Prune).values())
+
+
+def test_ways_of_saying_the_same_model_give_one_plan():
+    space = fake_space()
+    first = space.plan({"prune:b0": 4, "quantize:b0": 1})
+    assert first == space.plan({"prune:b0": 4}) == space.plan({"prune:b0": 4, "quantize:b1": 0})
+    assert space.plan({"student:model": 1, "prune:b1": 2}) == space.plan({"student:model": 1})
+    assert space.plan({"student:model": 1, "prune:b1": 3}) != space.plan({"student:model": 1})
+    whole = Plan("feed", (Step("b0", Prune(16)), Step("stem", Quantize(DType.FP32))))
+    assert space.canonical(whole) == Plan("feed")
+
+
+def test_a_dropped_branch_takes_its_inner_decisions_with_it(resnet):
+    graph, space = resnet
+    group = next(g for g in graph.free_groups.values() if g.branch)
+    layers = graph.branches[group.branch].layers
+    dropping = Step(group.id, Prune(0))
+    plan = Plan(graph.fingerprint, (dropping, *(Step(layer, INT8) for layer in layers)))
+    assert space.canonical(plan).steps == (dropping,)
+
+
+def test_options_need_values_of_their_own():
+    with pytest.raises(ValueError, match="value of its own"):
+        Decision("prune:g", "g", Prune, (None, Prune(4)), (8, 8))
+    with pytest.raises(ValueError, match="first option"):
+        Decision("prune:g", "g", Prune, (Prune(8), Prune(4)), (8, 4))
+
+
+def test_sampled_plans_differ_and_repeat_with_the_seed(resnet):
+    _, space = resnet
+    plans = sample_plans(space, 40, seed=1)
+    assert len({plan.key for plan in plans}) == 40
+    assert plans == sample_plans(space, 40, seed=1) != sample_plans(space, 40, seed=2)
+    assert plans[0].steps == ()
+    assert any(config.keep == 0 for plan in plans for config in plan.configs(Prune).values())
+    assert any(plan.configs(kind) for plan in plans for kind in (Student, LowRank))
+    assert len(sample_plans(fake_space(1), 1000, seed=0)) < 60
