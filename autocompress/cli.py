@@ -240,7 +240,7 @@ def compare(
     from autocompress.profiles import load as load_profile
     from autocompress.task_loading import load_task
 
-    found = run_compare(run, load_task(task), [load_profile(name) for name in profile or []])
+    found = run_compare(run, load_task(task), {name: load_profile(name) for name in profile or []})
     _json(found.to_dict()) if as_json else terminal.show(terminal.comparison_view(found))
 
 

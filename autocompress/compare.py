@@ -44,7 +44,7 @@ class Comparison:
         return asdict(self)
 
 
-def compare(run: Path, task: Task, profiles: Sequence[Profile]) -> Comparison:
+def compare(run: Path, task: Task, profiles: Mapping[str, Profile]) -> Comparison:
     """Price every scored model of a run on every profile; nothing is built. Raises RunError for another model's run."""
     if len(profiles) < 2:
         raise UserError("compare needs two profiles or more: --profile A --profile B")
@@ -57,8 +57,8 @@ def compare(run: Path, task: Task, profiles: Sequence[Profile]) -> Comparison:
         )
     kernels = {c.id: plan_kernels(c.plan, graph) for c in candidates}
     prices = {
-        p.name: {c.id: Priced(c.id, c.score.value, p.predict(kernels[c.id]).seconds) for c in candidates if c.score}
-        for p in profiles
+        name: {c.id: Priced(c.id, c.score.value, p.predict(kernels[c.id]).seconds) for c in candidates if c.score}
+        for name, p in profiles.items()
     }
     return compare_prices(prices)
 
@@ -103,4 +103,4 @@ def _regret(chosen: Sequence[str], prices: Mapping[str, Priced]) -> float:
         max(axis) + MARGIN * ((max(axis) - min(axis)) or 1.0) for axis in zip(*points.values(), strict=True)
     )
     best = hypervolume(list(points.values()), reference)
-    return 1 - hypervolume([points[key] for key in chosen], reference) / best
+    return max(0.0, 1 - hypervolume([points[key] for key in chosen], reference) / best)

@@ -37,14 +37,14 @@ def show(*parts: RenderableType) -> None:
     console().print(*parts, sep="\n")
 
 
-def table(*columns: str, rows: Iterable[Sequence[object]], title: str | None = None, left: int = 1) -> Table:
-    """A plain table; the first `left` columns are text, the others numbers."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def table(*columns: str, rows: Iterable[Sequence[object]], title: str | None = None, left: int = 1) -> RenderableType:
+    """A plain table below its title; the first `left` columns are text, the others numbers."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i < left else "right", no_wrap=i > 0)
     for row in rows:
         made.add_row(*(Text(str(cell)) for cell in row))
-    return made
+    return Group(Text(f"\n{title}", style="italic"), made) if title else made
 
 
 def milliseconds(latency: "Latency | None") -> str:
@@ -55,7 +55,7 @@ def milliseconds(latency: "Latency | None") -> str:
     return f"{middle} ({low}-{high}) {latency.origin}"
 
 
-def devices_table(rows: "Sequence[Availability]") -> Table:
+def devices_table(rows: "Sequence[Availability]") -> RenderableType:
     cells = [(r.name, "usable" if r.usable else "no", r.detail, r.install) for r in rows]
     return table("device", "usable", "what", "to get it", rows=cells, left=4)
 
@@ -66,16 +66,16 @@ def inspection_view(found: "Inspection") -> Group:
     if found.latency:
         head += f", {milliseconds(found.latency)} ms on {found.profile}"
     kernels = table(
-        "kernel", "operation", "shape", "fused", "MACs", "weights", "time us", "share", title="\nWhere the time goes",
+        "kernel", "operation", "shape", "fused", "MACs", "weights", "time us", "share", title="Where the time goes",
         rows=[_kernel_cells(row) for row in found.kernels], left=4,
     )  # fmt: skip
     groups = table(
-        "group", "made by", "read by", "left alone because", "channels", title="\nChannels that are cut together",
+        "group", "made by", "read by", "left alone because", "channels", title="Channels that are cut together",
         rows=[_group_cells(row) for row in found.groups], left=4,
     )  # fmt: skip
     parts: list[RenderableType] = [Text(head), kernels, groups]
     if found.frozen_layers:
-        frozen = table("layer", "reason", rows=found.frozen_layers.items(), title="\nLayers left alone", left=2)
+        frozen = table("layer", "reason", rows=found.frozen_layers.items(), title="Layers left alone", left=2)
         parts.append(frozen)
     return Group(*parts)
 
@@ -96,7 +96,7 @@ def _short(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def front_table(front: "Sequence[Candidate]", baseline: "Baseline | None", title: str | None = None) -> Table:
+def front_table(front: "Sequence[Candidate]", baseline: "Baseline | None", title: str | None = None) -> RenderableType:
     """Models by falling latency; speed-ups are over the original as plainly exported."""
     rows = [_candidate_cells(candidate, baseline) for candidate in front]
     return table(
@@ -139,11 +139,11 @@ def comparison_view(found: "Comparison") -> Group:
     regret = table(
         "front of / used on", *found.profiles, rows=[(a, *(f"{found.regret[a][b]:.1%}" for b in found.profiles))
                                                      for a in found.profiles],
-        title="\nHypervolume lost by using the front of one device on another",
+        title="Hypervolume lost by using the front of one device on another",
     )  # fmt: skip
     fronts = [
         table("model", "score", "predicted ms", rows=[(r.id, f"{r.score:.4f}", f"{r.seconds * 1e3:.3f}") for r in rows],
-              title=f"\nFront on {name}")
+              title=f"Front on {name}")
         for name, rows in found.fronts.items()
     ]  # fmt: skip
     return Group(Text(f"{found.models} models, priced on {len(found.profiles)} profiles"), ranks, regret, *fronts)
@@ -174,7 +174,7 @@ def counting(what: str, quiet: bool) -> "Iterator[Callable[[int, int], None]]":
         yield count
 
 
-def accuracy_view(found: "Accuracy") -> Table:
+def accuracy_view(found: "Accuracy") -> RenderableType:
     """How well a profile predicts whole models that nothing was fitted to."""
     rows = [(
         str(found.models), f"{found.mape:.2%}", f"{found.within_5:.0%}", f"{found.within_10:.0%}",
@@ -201,7 +201,7 @@ def snapshot_view(snapshot: "Snapshot") -> Group:
     if snapshot.front:
         parts.append(front_table(_spread(snapshot.front, FRONT_ROWS), snapshot.baseline))
     if snapshot.best is not None:
-        parts.append(front_table([snapshot.best], None, title="\nBest at the budget"))
+        parts.append(front_table([snapshot.best], None, title="Best at the budget"))
     return Group(*parts)
 
 

@@ -130,14 +130,14 @@ def tolerance(expected: Outputs, plan: Plan, kernels: int) -> float:
 
     In fp32 each kernel adds at most a few units in the last place of its sums: errors of L kernels, each a dot product
     of up to 4,096 terms, grow like sqrt(L * 4096) * eps (probabilistic bound; Higham and Mary 2019, section 2), times
-    FP32_SAFETY. An int8 tensor may round to the neighbouring step where the two sides' sums differ in the last place; L
-    such tensors, each off by one step in every element, add up to sqrt(L) steps of 1/255 of the outputs' range.
+    FP32_SAFETY. An 8-bit tensor is rounded by both sides, at worst independently: the difference of two rounding errors
+    has a variance of step^2 / 6, and those of L layers add up to sqrt(L / 6) steps of 1/255 of the outputs' range.
     """
     spread = float(np.ptp(expected)) if expected.size else 0.0
     scale = max(spread, float(np.abs(expected).max(initial=0.0)), float(np.finfo(np.float32).tiny))
     fp32 = FP32_SAFETY * math.sqrt(kernels * 4096) * float(np.finfo(np.float32).eps) * scale
     int8 = sum(1 for config in plan.configs(Quantize).values() if config.dtype is DType.INT8)
-    return fp32 + math.sqrt(int8) / INT8_STEPS * scale
+    return fp32 + math.sqrt(int8 / 6) / INT8_STEPS * scale
 
 
 def predictor(session: Session) -> Predict:

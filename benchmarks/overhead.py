@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py
 
-Runs on the demo's network. The second figure is that of a real search without fine-tuning: the time of its trials' stage
-less what building, exporting and scoring took.
+Runs on the demo's network. The second figure is that of a real search without fine-tuning: the time of its trials
+stage less what building, exporting and scoring took.
 """
 
 import json

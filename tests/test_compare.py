@@ -59,16 +59,16 @@ def test_times_that_do_not_differ_have_no_ranks() -> None:
 
 def test_one_profile_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two profiles or more"):
-        compare(tmp_path, _task(), [])
+        compare(tmp_path, _task(), {})
 
 
 def test_a_run_of_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = SimpleNamespace(fingerprint="another")
     candidate = SimpleNamespace(score=1, status=comparing.Status.COMPLETE, plan=plan)
     monkeypatch.setattr(comparing, "load", lambda run: SimpleNamespace(candidates=[candidate, candidate]))
-    profile: Any = SimpleNamespace(name="p")
+    profile: Any = SimpleNamespace()
     with pytest.raises(RunError, match="is of model another, the task's model is"):
-        compare(tmp_path, _task(), [profile, profile])
+        compare(tmp_path, _task(), {"a": profile, "b": profile})
 
 
 def _task() -> Task:

@@ -160,7 +160,7 @@ def test_tolerance_is_zero_for_nothing_and_grows_with_what_rounds() -> None:
     assert 0 < float_only < 1e-2
     assert tolerance(outputs, Plan("f"), 40) == pytest.approx(2 * float_only)
     assert tolerance(10 * outputs, Plan("f"), 10) == pytest.approx(10 * float_only)
-    assert tolerance(outputs, INT8, 10) - float_only == pytest.approx(np.sqrt(2) / 255 * 4)
+    assert tolerance(outputs, INT8, 10) - float_only == pytest.approx(np.sqrt(2 / 6) / 255 * 4)
 
 
 @pytest.mark.parametrize("found", [np.array([[np.nan, 1.0]]), np.array([[np.inf, 1.0]]), np.zeros((1, 3))])
