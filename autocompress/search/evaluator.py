@@ -36,7 +36,7 @@ from autocompress.repair.statistics import collect
 from autocompress.search.candidate import Candidate
 from autocompress.search.engine import Baseline, Price, Setup, Start, Trained
 from autocompress.search.profiling import one_sample, profile_graph
-from autocompress.search.space import Space, find_space
+from autocompress.search.space import Space, find_space, single_plans
 from autocompress.task import Loader, Score, Task
 from autocompress.task_checks import check_task
 from autocompress.verify import exported_outputs, parity, predictor, provider_counts, validation_samples
@@ -94,6 +94,9 @@ class TorchEvaluator:
         return {**self.device.environment(), "device": self.device.name, "profile": self.profile.name}
 
     def space(self) -> Space:
+        """Kernels of all single decisions are priced at once first: one by one takes a predictor far longer."""
+        everything = find_space(self.graph, _methods(self._settings.importance), self.profile.capabilities)
+        self.profile.warm(plan_kernels(plan, self.graph) for plan in single_plans(everything))
         return find_space(
             self.graph,
             _methods(self._settings.importance),

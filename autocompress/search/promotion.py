@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autocompress.config import Settings
@@ -27,7 +27,11 @@ NEIGHBOURS = 2
 MIN_TRANCHE_S = 0.5
 """Training for less changes nothing."""
 
-TIMING_SHARE = 0.6
+LEAST_FINALISTS = 5
+CHECKS_PER_FINALIST = 3
+"""A finalist is built twice and scored twice, which takes about three times as long as a look at all of validation."""
+
+TIMING_SHARE = 0.4
 """Share of the last stage that goes into timing; the rest exports, scores and certifies."""
 
 
@@ -43,6 +47,7 @@ class Promotion:
     baseline: Baseline
     clock: Clock
     tell: Callable[[str, str], None]
+    _check_s: list[float] = field(default_factory=list)
 
     def validate(self, deadline: float) -> None:
         """Scores the trials' best on all of validation, while time lasts."""
@@ -50,10 +55,12 @@ class Promotion:
             if self.clock.until(deadline) <= candidate.seconds:
                 return
             self.tell("validation", f"plan {candidate.id} on all of validation")
+            begun = self.clock.elapsed
             with self._failing(candidate), self._scratch(candidate) as path:
                 self.evaluator.export(candidate.plan, None, path)
                 score = self.evaluator.score(path, None)
                 self.ledger.record(replace(candidate, rung=Rung.VALIDATED, score=score))
+            self._check_s.append(self.clock.elapsed - begun)
 
     def time_early(self, deadline: float) -> None:
         """Times what fine-tuning will choose from, since a search exploits the errors of its predictor.
@@ -88,7 +95,7 @@ class Promotion:
 
     def measure(self, deadline: float) -> None:
         """Exports the best, times them in one go, scores and certifies each; only the front sees the test split."""
-        artifacts = self._exported(self._finalists())
+        artifacts = self._exported(self._finalists(self._affordable(deadline)))
         if not artifacts:
             return
         self.tell("measuring", f"timing {len(artifacts)} models beside the original")
@@ -148,11 +155,19 @@ class Promotion:
         own = [candidate] if candidate.weights is not None else []
         return [Start(c.plan, self.folder.path / str(c.weights)) for c in own + nearest]
 
-    def _finalists(self) -> list[Candidate]:
+    def _affordable(self, deadline: float) -> int:
+        """Finalists that can be scored on both splits and certified before the deadline; at least a few are."""
+        asked = self.settings.measuring.candidates
+        if not self._check_s or not self.clock.limited:
+            return asked
+        each_s = CHECKS_PER_FINALIST * sum(self._check_s) / len(self._check_s)
+        return min(asked, max(LEAST_FINALISTS, int((1 - TIMING_SHARE) * self.clock.until(deadline) / each_s)))
+
+    def _finalists(self, count: int) -> list[Candidate]:
         """The best by rank within the limits (of all if none is within) and the original, less those done already."""
         scored = self.ledger.at(*ON_ALL_OF_VALIDATION) or self.ledger.at(Rung.REPAIRED)
         within = [c for c in scored if self.limits.allow(c)]
-        chosen = by_rank(within or scored, self.settings.measuring.candidates)
+        chosen = by_rank(within or scored, count)
         chosen += [c for c in scored if not c.plan.steps and c not in chosen]
         return [c for c in chosen if c.rung is not Rung.MEASURED]
 

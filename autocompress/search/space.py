@@ -1,6 +1,6 @@
 """The search space: every decision about a model as one parameter whose values are the decisions themselves."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -154,6 +154,14 @@ def find_space(
     contexts = [{}, {d.name: 1 for d in space.of(Quantize)}]
     paying = [_paying(d, space, contexts, seconds) if d.method is LowRank else d for d in space.decisions]
     return _space(graph, [decision for decision in paying if len(decision.options) > 1])
+
+
+def single_plans(space: Space) -> Iterator[Plan]:
+    """Every option by itself, in fp32 and beside int8 everywhere."""
+    for context in ({}, {d.name: 1 for d in space.of(Quantize)}):
+        for decision in space.decisions:
+            for index in range(len(decision.options)):
+                yield space.plan({**context, decision.name: index})
 
 
 _KINDS: dict[type[Config], str] = {Student: "student", Prune: "prune", LowRank: "low_rank", Quantize: "quantize"}
