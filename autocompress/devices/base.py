@@ -1,0 +1,90 @@
+"""What a device is: the protocol that every runtime implements, in one file each next to this one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.workload import Capabilities
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTime:
+    """One node as the runtime executed it.
+
+    `name` is the runtime's own; `source` is the artifact's node that it (or the last part of it) stands for, "" for a
+    node of the runtime's making, such as a change of layout. `inputs` and `outputs` name the tensors it read and
+    wrote. `seconds` is the mean of the middle half of the runs.
+    """
+
+    name: str
+    source: str
+    op: str
+    provider: str
+    seconds: float
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether a device can be opened here; `detail` says with what, or why not; `install` what would help."""
+
+    name: str
+    usable: bool
+    detail: str
+    install: str = ""
+
+
+class Session(Protocol):
+    """A model, loaded and ready to run."""
+
+    def run(self, *inputs: Array) -> Array:
+        """The model's output for a batch. Raises DeviceError when the runtime refuses."""
+        ...
+
+    def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
+        """Seconds of each of `runs` consecutive runs, none discarded. All are positive and finite."""
+        ...
+
+    def providers(self) -> dict[str, str]:
+        """Node → the backend that really ran it."""
+        ...
+
+
+class Device(Protocol):
+    """A runtime on some hardware.
+
+    `estimate` is True for ever where times come from a model of the hardware and not from a stopwatch. `runtime` names
+    the runtime with its version.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def runtime(self) -> str: ...
+
+    @property
+    def estimate(self) -> bool: ...
+
+    def capabilities(self) -> Capabilities:
+        """What the device can make use of."""
+        ...
+
+    def environment(self) -> dict[str, str]:
+        """What a measured time depends on: hardware, runtime, versions."""
+        ...
+
+    def open(self, path: Path, threads: int = 1) -> Session:
+        """Load an artifact; timing wants one thread, scoring may have more. Raises DeviceError."""
+        ...
+
+    def profile(self, path: Path, inputs: Sequence[Array], runs: int) -> list[NodeTime]:
+        """Every node that the runtime executes for this model, in execution order, with its own time."""
+        ...

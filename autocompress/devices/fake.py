@@ -1,0 +1,192 @@
+"""A deterministic roofline: a device whose times are arithmetic on the model file, for tests and for planning."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from autocompress.devices.base import Array, Availability, Device, NodeTime, Session
+from autocompress.devices.ort import OrtDevice
+from autocompress.errors import DeviceError
+from autocompress.workload import Capabilities, DType, Workload
+
+_WEIGHTED = {"Conv": "conv", "ConvTranspose": "conv_transpose", "Gemm": "linear", "MatMul": "linear"}
+_CONVERSIONS = {"QuantizeLinear": "quantize", "DequantizeLinear": "dequantize"}
+_FUSED = frozenset({"Relu", "Clip", "Identity"})
+_BYTES = {DType.FP32: 4, DType.INT8: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Peak rates of hardware that need not exist: multiply-accumulates, bytes, and seconds to launch a kernel."""
+
+    macs_per_s: Mapping[DType, float] = field(default_factory=lambda: {DType.FP32: 2e10, DType.INT8: 8e10})
+    bytes_per_s: float = 1e10
+    launch_s: float = 2e-6
+    channel_multiple: Mapping[DType, int] = field(default_factory=lambda: {DType.FP32: 16, DType.INT8: 4})
+
+
+def roofline(workload: Workload, rates: Rates) -> float:
+    """Seconds of one kernel: the longer of computing, with channels rounded up, and moving its tensors, after a launch.
+
+    Williams, Waterman & Patterson, Roofline, CACM 2009.
+    """
+    w, multiple = workload, rates.channel_multiple[workload.dtype]
+    padded = _ceil(w.in_channels, multiple) * _ceil(w.out_channels, multiple) / (w.in_channels * w.out_channels)
+    elements = w.in_channels * math.prod(w.size) + w.out_channels * math.prod(w.out_size) + w.weights
+    compute_s = w.macs * padded / rates.macs_per_s[w.dtype]
+    return rates.launch_s + max(compute_s, elements * _BYTES[w.dtype] / rates.bytes_per_s)
+
+
+def available() -> list[Availability]:
+    """Always here."""
+    return [Availability("fake", True, "deterministic roofline, an estimate: for tests and planning")]
+
+
+def open_device(variant: str) -> Device:
+    """`fake`; raises DeviceError for any variant of it."""
+    if variant:
+        raise DeviceError(f"unknown device 'fake:{variant}': the roofline has no variants, open 'fake'")
+    return FakeDevice()
+
+
+@dataclass(frozen=True)
+class FakeDevice:
+    """Runs models in ONNX Runtime and times them by `rates`: the same file always takes the same time."""
+
+    rates: Rates = field(default_factory=Rates)
+    name: str = "fake"
+    runtime: str = "roofline 1"
+    estimate: bool = True
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(frozenset(self.rates.macs_per_s), self.rates.channel_multiple)
+
+    def environment(self) -> dict[str, str]:
+        return {"device": self.name, "runtime": self.runtime, "processor": "none"}
+
+    def open(self, path: Path, threads: int = 1) -> "FakeSession":
+        return FakeSession(self, path, OrtDevice().open(path, threads))
+
+    def profile(self, path: Path, inputs: Sequence[Array], runs: int) -> list[NodeTime]:
+        self.open(path).run(*inputs)
+        return [
+            NodeTime(n.name, n.name, n.workload.op, "Roofline", roofline(n.workload, self.rates), n.inputs, n.outputs)
+            for n in workloads(path)
+        ]
+
+
+@dataclass(frozen=True)
+class FakeSession:
+    """One model; its time is known before it runs."""
+
+    device: FakeDevice
+    path: Path
+    executor: Session
+
+    def run(self, *inputs: Array) -> Array:
+        return self.executor.run(*inputs)
+
+    def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
+        return [self._seconds] * runs
+
+    def providers(self) -> dict[str, str]:
+        return {node.name: "Roofline" for node in workloads(self.path)}
+
+    @cached_property
+    def _seconds(self) -> float:
+        return sum(roofline(node.workload, self.device.rates) for node in workloads(self.path))
+
+
+@dataclass(frozen=True, slots=True)
+class FileNode:
+    """A node of an ONNX file that a runtime would execute, with what it computes."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    workload: Workload
+
+
+def workloads(path: Path) -> list[FileNode]:
+    """What is left of an ONNX file at batch size 1 once activations and int8 conversions are fused."""
+    import onnx
+
+    model = onnx.load(str(path))
+    for value in model.graph.input:
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+    return _Reader(onnx.shape_inference.infer_shapes(model, data_prop=True).graph).nodes()
+
+
+class _Reader:
+    """Reads workloads off a graph whose shapes are inferred."""
+
+    def __init__(self, graph: Any) -> None:
+        self._nodes = list(graph.node)
+        self._constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        values = [*graph.value_info, *graph.input, *graph.output]
+        self._shapes = {v.name: tuple(d.dim_value or 1 for d in v.type.tensor_type.shape.dim) for v in values}
+        self._shapes |= self._constants
+        self._maker = {tensor: node for node in self._nodes for tensor in node.output}
+
+    def nodes(self) -> list[FileNode]:
+        return [
+            FileNode(node.name, tuple(node.input), tuple(node.output), self._workload(node))
+            for node in self._nodes
+            if not self._is_free(node)
+        ]
+
+    def _is_free(self, node: Any) -> bool:
+        """Fused into a neighbour, or computed when the model is loaded."""
+        if all(self._is_constant(tensor) for tensor in node.input):
+            return True
+        if node.op_type in _FUSED:
+            return True
+        if node.op_type == "QuantizeLinear":
+            return self._made_as_int8(node.input[0])
+        if node.op_type == "DequantizeLinear":
+            readers = [n for n in self._nodes if node.output[0] in n.input]
+            return bool(readers) and all(self._is_int8(reader) for reader in readers)
+        return False
+
+    def _made_as_int8(self, tensor: str) -> bool:
+        maker = self._maker.get(tensor)
+        while maker is not None and maker.op_type in _FUSED:
+            maker = self._maker.get(maker.input[0])
+        return maker is not None and self._is_int8(maker)
+
+    def _is_int8(self, node: Any) -> bool:
+        """Whether every tensor that it computes with was dequantised just before."""
+        operands = node.input[:2] if node.op_type in _WEIGHTED else [t for t in node.input if t not in self._constants]
+        makers = [self._maker.get(tensor) for tensor in operands]
+        return bool(makers) and all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+
+    def _is_constant(self, tensor: str) -> bool:
+        if not tensor or tensor in self._constants:
+            return True
+        maker = self._maker.get(tensor)
+        return maker is not None and all(map(self._is_constant, maker.input))
+
+    def _workload(self, node: Any) -> Workload:
+        source, result = (self._shapes.get(tensor, (1, 1)) for tensor in (node.input[0], node.output[0]))
+        op = {**_WEIGHTED, **_CONVERSIONS}.get(node.op_type, node.op_type.lower())
+        dtype = DType.INT8 if self._is_int8(node) or node.op_type in _CONVERSIONS else DType.FP32
+        channels = source[1] if len(source) > 1 else 1, result[1] if len(result) > 1 else 1
+        if op not in ("conv", "conv_transpose"):
+            return Workload(op, channels[0], channels[1], source[2:], result[2:], dtype=dtype)
+        weight = self._shapes[self._weight(node.input[1])]
+        settings = {attribute.name: attribute for attribute in node.attribute}
+        groups = settings["group"].i if "group" in settings else 1
+        stride = tuple(settings["strides"].ints) if "strides" in settings else (1,) * len(source[2:])
+        return Workload(op, *channels, source[2:], result[2:], weight[2:], stride, groups, dtype)
+
+    def _weight(self, tensor: str) -> str:
+        maker = self._maker.get(tensor)
+        return tensor if maker is None else maker.input[0]
+
+
+def _ceil(channels: int, multiple: int) -> int:
+    return -(-channels // multiple) * multiple

@@ -1,0 +1,163 @@
+"""A hardware profile: prices a plan's kernels on one device, saved as text and fitted again when loaded."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import environ, pathsep
+from pathlib import Path
+
+from autocompress.devices import open_device
+from autocompress.errors import DeviceError, ProfileError, nearest
+from autocompress.profiles import files
+from autocompress.profiles.files import Description, KernelRow, ModelRow, Role, Tables
+from autocompress.profiles.predictor import KernelTimes, Observation, Prediction, Predictor
+from autocompress.profiles.sites import Site, sites
+from autocompress.workload import Capabilities, Kernel, Kernels, Latency
+
+SEARCH_PATH_VARIABLE = "AUTOCOMPRESS_PROFILES"
+
+
+class ProfileWarning(UserWarning):
+    """A profile is used in a way that makes its numbers doubtful."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Latencies of one device and runtime, as ratios to a reference model that takes `reference_s` seconds.
+
+    Wherever kernels are taken, a mapping is a plan's kernels (as from `plan_kernels`), a sequence is already lowered.
+    """
+
+    description: Description
+    kernels: dict[Site, KernelRow]
+    models: tuple[ModelRow, ...]
+
+    @property
+    def name(self) -> str:
+        return self.description.name
+
+    @property
+    def device(self) -> str:
+        return self.description.device
+
+    @property
+    def reference_s(self) -> float:
+        return self.description.reference_s
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.description.capabilities()
+
+    def predict(self, kernels: Kernels | Sequence[Kernel]) -> Latency:
+        """Seconds at batch size 1, with an interval that covers 95 % of models like the held-out ones."""
+        return self._latency(self._predictor.predict(list(sites(kernels).values())))
+
+    def breakdown(self, kernels: Kernels | Sequence[Kernel]) -> dict[str, float]:
+        """Seconds of each lowered kernel; they add up to the prediction but for a constant per model."""
+        where = sites(kernels)
+        prices = self._predictor.prices(list(where.values())) * self.reference_s
+        return dict(zip(where, prices.tolist(), strict=True))
+
+    def warm(self, plans: Iterable[Kernels | Sequence[Kernel]]) -> None:
+        """Price the kernels of many plans at once, so that predicting them is only adding up."""
+        self._predictor.warm(site for kernels in plans for site in sites(kernels).values())
+
+    def with_measurements(self, measured: Sequence[tuple[Kernels | Sequence[Kernel], float]]) -> "Profile":
+        """The same profile, corrected by measured models: pairs of kernels and ratio to the reference.
+
+        How far each was off before widens or narrows the interval, as for held-out models.
+        """
+        count = len(self.models)
+        rows = [self._search_row(f"search-{count + i}", k, ratio) for i, (k, ratio) in enumerate(measured)]
+        updated = Profile(self.description, self.kernels, (*self.models, *rows))
+        updated.__dict__["_predictor"] = _fit(self._predictor.times, updated.models)
+        return updated
+
+    def held_out(self) -> list[tuple[ModelRow, Latency]]:
+        """Whole models that nothing was fitted to, each with its prediction."""
+        rows = [row for row in self.models if row.role is Role.HELD_OUT]
+        return [(row, self._latency(self._predictor.predict(row.sites))) for row in rows]
+
+    def save(self, folder: Path) -> None:
+        """Write profile.toml, kernels.csv and models.csv. Raises StorageError."""
+        files.write(folder, Tables(description=self.description, kernels=self.kernels, models=self.models))
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        seconds = {site: row.time_s / self.reference_s for site, row in self.kernels.items() if row.time_s is not None}
+        return _fit(KernelTimes(seconds), self.models)
+
+    def _latency(self, prediction: Prediction) -> Latency:
+        half = self._predictor.factor * prediction.deviation
+        low, high = max(prediction.ratio - half, 0.0), prediction.ratio + half
+        seconds, low, high = (self.reference_s * ratio for ratio in (prediction.ratio, low, high))
+        origin = "estimate" if self.description.estimate else "predicted"
+        return Latency(seconds, low, high, prediction.measured_fraction, origin)
+
+    def _search_row(self, name: str, kernels: Kernels | Sequence[Kernel], ratio: float) -> ModelRow:
+        where = tuple(sites(kernels).values())
+        score = self._predictor.score(Observation(where, ratio))
+        return ModelRow(id=name, role=Role.SEARCH, ratio=ratio, low=ratio, high=ratio, score=score, sites=where)
+
+
+def load(name_or_path: str | Path) -> Profile:
+    """The profile in a folder, or of a name on the search path; warns when the installed runtime is another version.
+
+    The path: folders in AUTOCOMPRESS_PROFILES, ./hardware_profiles, and what ships with the package. Raises
+    ProfileError.
+    """
+    tables = files.read(_find(name_or_path))
+    profile = Profile(tables.description, tables.kernels, tables.models)
+    _check_runtime(profile.description)
+    return profile
+
+
+def list_profiles() -> dict[str, Path]:
+    """Profiles on the search path by name; the first folder wins."""
+    found: dict[str, Path] = {}
+    for folder in _search_path():
+        for file in sorted(folder.glob("*/profile.toml")):
+            found.setdefault(file.parent.name, file.parent)
+    return found
+
+
+def _find(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    known = list_profiles()
+    if str(name_or_path) not in known:
+        raise ProfileError(
+            f"no profile {str(name_or_path)!r}, neither as a folder nor by name: {nearest(str(name_or_path), known)}; "
+            "make one with `autocompress profile DEVICE --task TASK --out DIR`"
+        )
+    return known[str(name_or_path)]
+
+
+def _search_path() -> list[Path]:
+    package = Path(__file__).resolve().parents[1]
+    own = [Path(part) for part in environ.get(SEARCH_PATH_VARIABLE, "").split(pathsep) if part]
+    return [*own, Path("hardware_profiles"), package / "hardware_profiles", package.parent / "hardware_profiles"]
+
+
+def _check_runtime(description: Description) -> None:
+    try:
+        runtime = open_device(description.device).runtime
+    except DeviceError:
+        return
+    if runtime != description.runtime:
+        warnings.warn(
+            f"profile {description.name!r} was made with {description.runtime}, installed is {runtime}: "
+            f"calibrate again with `autocompress profile {description.device}`",
+            ProfileWarning,
+            stacklevel=3,
+        )
+
+
+def _fit(times: KernelTimes, models: Sequence[ModelRow]) -> Predictor:
+    def observations(*roles: Role) -> list[Observation]:
+        return [Observation(row.sites, row.ratio) for row in models if row.role in roles]
+
+    scores = [row.score for row in models if row.score is not None]
+    return Predictor(times, observations(Role.FIT, Role.SEARCH), observations(Role.HELD_OUT), scores)

@@ -1,0 +1,67 @@
+"""The roofline: closed forms, determinism, and that a file holds the kernels that were priced."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autocompress.build import build, plan_kernels
+from autocompress.devices.fake import FakeDevice, Rates, roofline, workloads
+from autocompress.export.onnx import to_onnx
+from autocompress.graph import trace
+from autocompress.methods.configs import Prune, Quantize
+from autocompress.plan import Plan, Step
+from autocompress.precision import lower
+from autocompress.workload import DType, Workload
+from tests.onnx_files import write_net
+from tests.zoo import make
+
+RATES = Rates({DType.FP32: 1e9, DType.INT8: 4e9}, 1e9, 1e-6, {DType.FP32: 16, DType.INT8: 4})
+
+
+def conv(channels: int, dtype: DType, positions: int = 32) -> Workload:
+    size = (positions, positions)
+    return Workload("conv", channels, channels, size, size, (3, 3), (1, 1), dtype=dtype)
+
+
+def test_a_compute_bound_kernel_takes_its_multiplications() -> None:
+    assert roofline(conv(16, DType.FP32), RATES) == pytest.approx(1e-6 + 32 * 32 * 16 * 16 * 9 / 1e9)
+    assert roofline(conv(16, DType.INT8), RATES) == pytest.approx(1e-6 + 32 * 32 * 16 * 16 * 9 / 4e9)
+
+
+def test_a_memory_bound_kernel_takes_its_bytes() -> None:
+    add = Workload("add", 16, 16, (8, 8), (8, 8))
+    assert roofline(add, RATES) == pytest.approx(1e-6 + 2 * 16 * 64 * 4 / 1e9)
+
+
+def test_time_is_a_staircase_in_channels() -> None:
+    assert roofline(conv(17, DType.FP32), RATES) == pytest.approx(roofline(conv(32, DType.FP32), RATES))
+    assert roofline(conv(17, DType.INT8), RATES) < roofline(conv(32, DType.INT8), RATES)
+
+
+def test_one_file_always_takes_the_same_time(tmp_path: Path) -> None:
+    device, sample = FakeDevice(RATES), [np.zeros((1, 3, 8, 8), np.float32)]
+    path = write_net(tmp_path / "net.onnx")
+    assert device.open(path).time(sample, 3) == device.open(path).time(sample, 3)
+    nodes = device.profile(path, sample, 1)
+    assert sum(node.seconds for node in nodes) == pytest.approx(device.open(path).time(sample, 1)[0])
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_a_built_file_holds_the_kernels_that_were_priced(name: str, tmp_path: Path) -> None:
+    """Names, number formats and times: the file is read without any knowledge of the plan."""
+    model, inputs = make(name)
+    graph = trace(model, inputs)
+    draw = random.Random(0)
+    for _ in range(3):
+        steps = [Step(layer, Quantize(DType.INT8)) for layer in graph.layers if draw.random() < 0.6]
+        group = draw.choice(list(graph.free_groups.values()))
+        plan = Plan(graph.fingerprint, (*steps, Step(group.id, Prune(group.channels // 2))))
+        to_onnx(build(plan, graph, None), tmp_path / "model.onnx", plan.key)
+        found = {node.name: node.workload for node in workloads(tmp_path / "model.onnx")}
+        priced = {kernel.name: kernel.workload for kernel in lower(plan_kernels(plan, graph))}
+        weighted = {k for k, w in priced.items() if w.op in ("conv", "linear", "quantize", "dequantize")}
+        assert weighted <= found.keys()
+        for kernel in weighted:
+            assert roofline(found[kernel], RATES) == pytest.approx(roofline(priced[kernel], RATES)), kernel
