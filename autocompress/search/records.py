@@ -72,7 +72,6 @@ class RunFolder:
             for journal in (CANDIDATES_FILE, STUDY_FILE):
                 with _storage(self.path / journal):
                     cut_torn_line(self.path / journal)
-            (self.path / f"{STUDY_FILE}.lock").unlink(missing_ok=True)
             shutil.rmtree(self.path / "scratch", ignore_errors=True)
             yield
             shutil.rmtree(self.path / "scratch", ignore_errors=True)
@@ -83,7 +82,7 @@ class RunFolder:
         if not plan.exists():
             self.write(plan, candidate.plan.to_json())
         with _storage(self.path / CANDIDATES_FILE):
-            append_line(self.path / CANDIDATES_FILE, candidate.to_json())
+            append_lines(self.path / CANDIDATES_FILE, [candidate.to_json()])
 
     def candidates(self) -> dict[str, Candidate]:
         """The last state of every candidate, in the order in which they first came. Damaged lines are passed over."""
@@ -162,14 +161,15 @@ def replace_file(path: Path, content: bytes) -> None:
         raise
 
 
-def append_line(path: Path, line: str) -> None:
-    """Adds a whole line, or nothing where the disk is full. Raises OSError."""
+def append_lines(path: Path, lines: Sequence[str], *, sync: bool = True) -> None:
+    """Adds whole lines, or none where the disk is full; with `sync` they are on the disk on return. Raises OSError."""
     with path.open("ab", buffering=0) as file:
-        end, left = file.tell(), memoryview(line.encode() + b"\n")
+        end, left = file.tell(), memoryview("".join(f"{line}\n" for line in lines).encode())
         try:
             while left:
                 left = left[file.write(left) :]
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         except OSError:
             os.truncate(path, end)
             raise

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from optuna.storages import JournalStorage
 from optuna.trial import Trial, TrialState, create_trial
 
 from autocompress.errors import Failure, RunError, StorageError, TaskError
 from autocompress.plan import Plan
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Baseline, Evaluator, Price
+from autocompress.search.journal import Journal
 from autocompress.search.ledger import Ledger, is_scored
 from autocompress.search.records import RunFolder, storage_error
 from autocompress.search.rungs import Limits
@@ -196,12 +198,9 @@ def open_study(
 
 
 def _study(journal: Path, space: Space, sampler: optuna.samplers.BaseSampler, storage: str | None) -> optuna.Study:
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
     return optuna.create_study(
         study_name=f"autocompress-{space.fingerprint}",
-        storage=storage or JournalStorage(JournalFileBackend(str(journal))),
+        storage=storage or JournalStorage(Journal(journal)),
         sampler=sampler,
         directions=("maximize", "minimize"),
         load_if_exists=True,
