@@ -20,7 +20,7 @@ from rich.table import Table
 
 import autocompress as ac
 from autocompress.build import finalize, restructure
-from autocompress.config import load_settings
+from autocompress.config import load_settings, override
 from autocompress.devices import open_device
 from autocompress.evaluate.scores import top1
 from autocompress.export.onnx import plain_onnx, to_onnx
@@ -29,7 +29,7 @@ from autocompress.graph.types import Graph
 from autocompress.measure import Ratio, measure, to_ratio
 from autocompress.methods.configs import Prune, Quantize
 from autocompress.plan import Plan, Step
-from autocompress.repair.distill import fine_tune
+from autocompress.repair.distill import Budget, Teacher, fine_tune
 from autocompress.repair.statistics import Statistics, collect
 from autocompress.search import Study
 from autocompress.task import Loader, Score, Task
@@ -93,7 +93,7 @@ def original(task: Task, out: Path) -> Model:
 def built(system: str, name: str, plan: Plan, graph: Graph, statistics: Statistics, task: Task, out: Path, seconds: float = 0) -> Model:
     model = restructure(plan, graph, statistics)
     if seconds:
-        fine_tune(model, graph.model, task.train, seconds=seconds, seed=0)
+        fine_tune(model, Teacher(graph), task.train, Budget(seconds=seconds))
     path = out / f"{system}-{name}.onnx".replace(" ", "-")
     to_onnx(finalize(model, plan, graph, statistics), path, plan.key)
     return Model(system, name, path, score(path, task.validation))
@@ -134,22 +134,23 @@ def main(
     minutes: Annotated[float, typer.Option(help="Time of the search, everything in.")] = 20,
     out: Annotated[Path, typer.Option(help="Where runs and models go.")] = Path("runs/cifar10"),
     seed: int = 0,
-    baselines: Annotated[bool, typer.Option(help="Also run random search and uniform pruning for equal time.")] = True,
+    uniform_too: Annotated[bool, typer.Option("--uniform/--no-uniform", help="Uniform pruning, trained as long.")] = True,
+    random_too: Annotated[bool, typer.Option("--random/--no-random", help="Random search for as long.")] = True,
 ) -> None:
     started = time.time()
     out = out / f"resnet{depth}-seed{seed}"
     out.mkdir(parents=True, exist_ok=True)
     task = cifar.make_task(data, depth, seed)
     reference = original(task, out)
-    study = ac.search(task, time_s=60 * minutes, seed=seed, out=out / "search")
+    settings = load_settings(max_drop=max(DROPS), time_s=60 * minutes, seed=seed)
+    study = ac.search(task, settings=settings, out=out / "search")
     models = from_study("autocompress", study)
     models += simple_baselines(task, out)
-    if baselines:
+    if uniform_too:
         models += uniform_baselines(task, out, study.stage_seconds.get("fine_tuning", 0.0))
-        settings = load_settings(sampler="random", warm_start={"enabled": False})
-        models += from_study(
-            "random search", ac.search(task, settings=settings, time_s=60 * minutes, seed=seed, out=out / "random")
-        )
+    if random_too:
+        settings = override(settings, sampler="random", warm_start={"enabled": False})
+        models += from_study("random search", ac.search(task, settings=settings, out=out / "random"))
     report(task, reference, models, out, depth, minutes, seed, time.time() - started, study)
 
 
