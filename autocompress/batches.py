@@ -1,7 +1,8 @@
 """Batches of a split in the form the package works on: inputs as a tuple of tensors, beside their targets."""
 
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor

@@ -1,7 +1,9 @@
 """Factorising a layer in a model: its weight as a product of thinner ones, close on the inputs that it really sees."""
 
 import math
-from typing import Any, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,8 @@ from autocompress.matrices import TINY, ridge_of, ridged, row_scale, shift_outpu
 def ranks(kind: str, rank: int, inputs: int, outputs: int, window: Sequence[int]) -> tuple[int, ...]:
     """Channels between the parts of a layer factorised at this rank, which is cut to the full one.
 
-    One number for svd and spatial, two (input side, output side) for tucker2, whose input side keeps the same share of its
-    channels as the output side.
+    One number for svd and spatial, two (input side, output side) for tucker2, whose input side keeps the same share of
+    its channels as the output side.
     """
     if kind == "svd":
         return (min(rank, inputs, outputs),)
@@ -27,8 +29,9 @@ def ranks(kind: str, rank: int, inputs: int, outputs: int, window: Sequence[int]
 def factorise(model: GraphModule, layer: str, kind: str, rank: int, gram: Tensor | None) -> tuple[str, ...]:
     """Replaces the layer, in place, by parts `<layer>.0`, `<layer>.1`, ...; returns their names.
 
-    `gram` are the second moments of its inputs (Statistics.gram), None for plain factorisation of the weight. The mean of
-    what is lost goes into the last part's bias or the batch norm that follows. model.meta["factorised"] tells the parts.
+    `gram` are the second moments of its inputs (Statistics.gram), None for plain factorisation of the weight. The mean
+    of what is lost goes into the last part's bias or the batch norm behind it. model.meta["factorised"] names the
+    parts.
     """
     module: Any = model.get_submodule(layer)
     inputs = _Inputs(module, gram)
@@ -63,7 +66,8 @@ class _Inputs:
         full = self.covariance.reshape(*self.shape, *self.shape)
         summed = torch.einsum(f"{''.join(letters)}{''.join(right)}->{''.join(wanted)}", full)
         size = math.prod(self.shape[i] for i in axes)
-        return torch.linalg.cholesky(summed.reshape(size, size) * size / self.covariance.shape[0])
+        root: Tensor = torch.linalg.cholesky(summed.reshape(size, size) * size / self.covariance.shape[0])
+        return root
 
 
 def _svd(weight: Tensor, inputs: _Inputs, rank: int) -> tuple[Tensor, ...]:
@@ -76,7 +80,7 @@ def _svd(weight: Tensor, inputs: _Inputs, rank: int) -> tuple[Tensor, ...]:
 def _spatial(weight: Tensor, inputs: _Inputs, rank: int) -> tuple[Tensor, ...]:
     """A column convolution then a row convolution (Jaderberg et al., BMVC 2014, scheme 2).
 
-    The first by SVD on the inputs' covariance down a column, the second by least squares on what the first lets through.
+    The first by SVD on the inputs' covariance down a column, the second by least squares on what that lets through.
     """
     out, channels, high, wide = weight.shape
     unfolded = weight.permute(0, 3, 1, 2).reshape(out * wide, channels * high)
@@ -91,7 +95,7 @@ def _spatial(weight: Tensor, inputs: _Inputs, rank: int) -> tuple[Tensor, ...]:
 def _tucker2(weight: Tensor, inputs: _Inputs, inner: int, outer: int) -> tuple[Tensor, ...]:
     """A 1x1 in, a small core, a 1x1 out (Kim et al., ICLR 2016).
 
-    Out: the principal components of the outputs. In: SVD on the input channels' covariance. Core: least squares between.
+    Out: principal components of the outputs. In: SVD on the input channels' covariance. Core: least squares between.
     """
     out, channels, *window = weight.shape
     taps = math.prod(window)
@@ -107,7 +111,7 @@ def _tucker2(weight: Tensor, inputs: _Inputs, inner: int, outer: int) -> tuple[T
     return first.reshape(inner, channels, *ones), core.reshape(outer, inner, *window), last.reshape(out, outer, *ones)
 
 
-_FACTORS = {"svd": _svd, "spatial": _spatial, "tucker2": _tucker2}
+_FACTORS: dict[str, Callable[..., tuple[Tensor, ...]]] = {"svd": _svd, "spatial": _spatial, "tucker2": _tucker2}
 
 
 def _split(matrix: Tensor, root: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -125,7 +129,8 @@ def _fitted(wanted: Tensor, covariance: Tensor, seen: Tensor, start: Tensor) -> 
     system = seen @ covariance @ seen.T
     strength = ridge_of(system)
     system.diagonal().add_(strength)
-    return torch.linalg.solve(system, wanted @ covariance @ seen.T + strength * start, left=False)
+    solution: Tensor = torch.linalg.solve(system, wanted @ covariance @ seen.T + strength * start, left=False)
+    return solution
 
 
 def _product_svd(first: Tensor, second: Tensor) -> Tensor:
@@ -140,7 +145,11 @@ def _product_tucker2(first: Tensor, core: Tensor, last: Tensor) -> Tensor:
     return torch.einsum("ic,ri...,or->oc...", first.flatten(1), core, last.flatten(1))
 
 
-_PRODUCTS = {"svd": _product_svd, "spatial": _product_spatial, "tucker2": _product_tucker2}
+_PRODUCTS: dict[str, Callable[..., Tensor]] = {
+    "svd": _product_svd,
+    "spatial": _product_spatial,
+    "tucker2": _product_tucker2,
+}
 
 
 def _scaled(weight: Tensor, scale: Tensor | None, power: int) -> Tensor:
@@ -164,7 +173,8 @@ def _modules(module: Any, kind: str, factors: Sequence[Tensor]) -> list[nn.Modul
     made: list[Any] = []
     for number, factor in enumerate(factors):
         bias = module.bias if number == len(factors) - 1 else None
-        part = _linear(factor, bias) if isinstance(module, nn.Linear) else _conv(module, kind, number, factor, bias)
+        make = _linear if isinstance(module, nn.Linear) else partial(_conv, module, kind, number)
+        part: Any = make(factor, bias)
         with torch.no_grad():
             part.weight.copy_(factor)
             if bias is not None:
@@ -189,10 +199,11 @@ def _conv(module: Any, kind: str, number: int, factor: Tensor, bias: Tensor | No
             else tuple(v if s else otherwise for v, s in zip(values, sees, strict=True))
         )
 
-    return type(module)(
+    conv: nn.Module = type(module)(
         factor.shape[1], factor.shape[0], tuple(factor.shape[2:]), along(module.stride, 1), along(module.padding, 0),
         along(module.dilation, 1), 1, bias is not None,
     )  # fmt: skip
+    return conv
 
 
 def _replace(model: GraphModule, layer: str, modules: list[nn.Module]) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """Importance of a group's channels: how much is lost with each of them, larger = keep.
 
-An importance is a function `(model, group, statistics) -> Tensor[channels]`; `statistics` iterates over calibration batches
-and answers for what is costly and shared (Gram matrices, gradients). Register one with `@importance("name")`.
+An importance is a function `(model, group, statistics) -> Tensor[channels]`; `statistics` iterates over calibration
+batches and answers for what is costly and shared (Gram matrices, gradients). Register one with `@importance("name")`.
 """
 
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +52,13 @@ def score_channels(name: str, model: GraphModule, group: Group, statistics: "Sta
 
 @importance("l1")
 def l1(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
-    """Sum of absolute weights (Li et al., ICLR 2017), over all members of the group as in DepGraph (CVPR 2023, section 3.3)."""
+    """Sum of absolute weights (Li et al., ICLR 2017) over all the group's members (DepGraph, CVPR 2023, 3.3)."""
     return _magnitude(model, group, order=1)
 
 
 @importance("l2")
 def l2(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
-    """Euclidean norm of the weights, over all members of the group as in DepGraph (CVPR 2023, section 3.3)."""
+    """Euclidean norm of the weights, over all the group's members (DepGraph, CVPR 2023, 3.3)."""
     return _magnitude(model, group, order=2)
 
 
@@ -77,10 +78,10 @@ def fisher(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor
 def reconstruction(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
     """The channel's place (1, 2, ...) in a greedy elimination that always removes what is cheapest to make up for.
 
-    Cost is the error of the consumers' outputs after the best least-squares compensation by the channels left, in closed
-    form from the inverse Gram matrix (Hassibi and Stork, 1993; blockwise as in OBC, Frantar and Alistarh, 2022), relative
-    to each consumer's output power; rows count by the scale of the norm that follows. Consumers without a Gram matrix have
-    no say; if there are none with one, magnitudes (l2) decide.
+    Cost is the error of the consumers' outputs after the best least-squares compensation by the channels left, in
+    closed form from the inverse Gram matrix (Hassibi and Stork, 1993; blockwise as in OBC, Frantar and Alistarh, 2022),
+    relative to each consumer's output power; rows count by the scale of the norm that follows. Consumers without a Gram
+    matrix have no say; if there are none with one, magnitudes (l2) decide.
     """
     eliminations = [
         _Elimination(model, member, gram)
@@ -102,7 +103,7 @@ def reconstruction(model: GraphModule, group: Group, statistics: "Statistics") -
 
 
 class _Elimination:
-    """One consumer's weights W and inverse Gram matrix H^-1 while channels (blocks of columns) are removed from them."""
+    """One consumer's weights W and inverse Gram matrix H^-1 while channels (blocks of columns) leave both."""
 
     def __init__(self, model: GraphModule, member: Member, gram: Tensor) -> None:
         weight = folded_weight(model, member.target).flatten(1).double()
@@ -117,7 +118,8 @@ class _Elimination:
         """Error [channels] that removing each channel next would add, everything left compensating."""
         blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
         weights = self.weight[:, self.columns].permute(1, 2, 0)
-        return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+        errors: Tensor = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+        return errors
 
     def remove(self, channel: int) -> None:
         gone = self.columns[channel]

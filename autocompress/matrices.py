@@ -1,7 +1,8 @@
-"""Layers as matrices: the patches a weight multiplies, the columns of an input channel, and the norm that scales its rows."""
+"""Layers as matrices: patches that the weight multiplies, columns of a channel, the norm that scales the rows."""
 
 import math
-from typing import Any, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,8 @@ TINY = torch.finfo(torch.float64).tiny
 def input_patches(module: nn.Module, x: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Rows [samples * positions, d] that the weight of a convolution or linear layer multiplies.
 
-    Column order as in weight.reshape(out, d), so that rows @ weight.reshape(out, d).T + bias are `output_rows`. `chosen`
-    are the output positions to take, numbered as if flattened; all if None.
+    Column order as in weight.reshape(out, d), so that rows @ weight.reshape(out, d).T + bias are `output_rows`.
+    `chosen` are the output positions to take, numbered as if flattened; all if None.
     """
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1])
@@ -33,8 +34,8 @@ def input_patches(module: nn.Module, x: Tensor, chosen: Tensor | None = None) ->
     dim = view.shape[1] * math.prod(view.shape[2 + rank :])
     if chosen is None:
         return view.movedim(1, 1 + rank).reshape(-1, dim)
-    index = torch.unravel_index(chosen, view.shape[2 : 2 + rank])
-    return view[(slice(None), slice(None), *index)].movedim(1, 2).reshape(-1, dim)
+    places: tuple[Any, ...] = torch.unravel_index(chosen, view.shape[2 : 2 + rank])
+    return view[(slice(None), slice(None), *places)].movedim(1, 2).reshape(-1, dim)
 
 
 def output_rows(module: nn.Module, y: Tensor, chosen: Tensor | None = None) -> Tensor:
@@ -89,6 +90,18 @@ def second_moments(rows: Tensor) -> Tensor:
     """rows.T @ rows with a constant 1 appended to every row: multiplied in the rows' precision, float64."""
     rows = F.pad(rows, (0, 1), value=1.0)
     return (rows.T @ rows).double()
+
+
+def solve(gram: Tensor, wanted: Tensor, start: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
+    """(Z [out, d], z [out]) with Z x + z closest to y in the mean square, Z pulled towards `start`.
+
+    `gram` [d+1, d+1] are second moments of x with a constant 1 last, `wanted` [out, d+1] those of y with it, float64.
+    """
+    strength = ridge_of(gram, ridge)
+    wanted = wanted.clone()
+    wanted[:, :-1] += strength * start
+    solution = torch.linalg.solve(ridged(gram, ridge), wanted, left=False)
+    return solution[:, :-1], solution[:, -1]
 
 
 def columns(positions: Iterable[int], window: int) -> list[int]:
@@ -147,7 +160,7 @@ def folded_weight(model: GraphModule, layer: str) -> Tensor:
 
 
 def shift_outputs(model: GraphModule, layer: str, shift: Tensor) -> None:
-    """Adds a constant [out] to what the layer puts out, in place: to its bias or, in effect, to its batch norm's mean."""
+    """Adds a constant [out] to what the layer puts out, in place: in its bias or in its batch norm's running mean."""
     module: Any = model.get_submodule(layer)
     norm = following_norm(model, layer)
     with torch.no_grad():

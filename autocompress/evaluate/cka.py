@@ -1,21 +1,21 @@
 """Linear CKA: how alike the features of two models are, whatever their widths and rotations."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 
 from autocompress.batches import batches
 from autocompress.errors import TaskError
+from autocompress.features import outputs_and_features
 from autocompress.task import Loader
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float:
-    """Similarity in [0, 1] of features (samples, p) and (samples, q) of the same samples; 1 for equal up to rotation and scale.
+    """Similarity in [0, 1] of features (samples, p) and (samples, q) of the same samples.
 
-    ||Y'X||^2 / (||X'X|| ||Y'Y||) of the centred features in Frobenius norms (Kornblith et al., ICML 2019, eq. 5), from
-    the samples' Gram matrices, so that wide features cost nothing. Features that do not vary give 0.
+    1 for features that are equal up to rotation and scale. ||Y'X||^2 / (||X'X|| ||Y'Y||) of the centred features in
+    Frobenius norms (Kornblith et al., ICML 2019, eq. 5), from the samples' Gram matrices, so that wide features cost
+    nothing. Features that do not vary give 0.
     """
     x, y = (_centred_gram(features) for features in (a, b))
     scale = (x.norm() * y.norm()).item()
@@ -34,30 +34,11 @@ def cka(model: GraphModule, other: GraphModule, split: Loader, nodes: tuple[str,
     collected: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in nodes}
     for inputs, _ in batches(split):
         for side, found in enumerate((model, other)):
-            for name, value in features(found, inputs, wanted).items():
+            with torch.no_grad():
+                features = outputs_and_features(found, inputs, wanted)[1]
+            for name, value in features.items():
                 collected[name][side].append(_per_sample(value))
     return {name: linear_cka(torch.cat(a), torch.cat(b)) for name, (a, b) in collected.items() if a and b}
-
-
-def features(model: GraphModule, inputs: tuple[Tensor, ...], nodes: set[str]) -> dict[str, Tensor]:
-    """Outputs of the named nodes for one batch, without gradients."""
-    recorder = _Recorder(model, nodes)
-    with torch.no_grad():
-        recorder.run(*inputs)
-    return recorder.found
-
-
-class _Recorder(Interpreter):
-    def __init__(self, model: GraphModule, wanted: set[str]) -> None:
-        super().__init__(model)
-        self.wanted = wanted
-        self.found: dict[str, Tensor] = {}
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.wanted and isinstance(value, Tensor):
-            self.found[n.name] = value
-        return value
 
 
 def _per_sample(value: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Scores: what a model is worth on a split, larger is better, each with its standard error.
 
-Every function has the form `(predict, split) -> Score` and takes any callable, so that a torch model and a deployed session
-are judged by the same code.
+Every function has the form `(predict, split) -> Score` and takes any callable, so that a torch model and a deployed
+session are judged by the same code.
 """
 
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def negative_mean_squared_error(predict: Predict, split: Loader) -> Score:
 
 
 def r2(predict: Predict, split: Loader) -> Score:
-    """Share of the targets' variance that is explained (1 = all of it); stderr by the delta method, variance taken as known."""
+    """Share of the targets' variance that is explained (1 = all of it); the stderr takes that variance as known."""
     held = list(split)
     errors = _collect(predict, held, _squared_errors)
     targets = torch.cat([_values(targets) for _, targets in batches(held)])
@@ -59,7 +59,7 @@ def kl_to(reference: Predict) -> ScoreFunction:
 
 def _collect(predict: Predict, split: Loader, judge: Callable[[Tensor, Batch], Tensor]) -> Tensor:
     """One value per sample, float64; raises TaskError where a value is not finite."""
-    values = []
+    values: list[Tensor] = []
     with torch.no_grad():
         for batch in batches(split):
             outputs = predict(*batch[0])

@@ -1,6 +1,7 @@
 """Low rank: a layer becomes two or three thinner ones whose product is close to it on the inputs it really sees."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ FRACTIONS = (0.75, 0.5, 0.375, 0.25, 0.125)
 class LowRankMethod:
     """Options of a layer: ranks with fewer multiply-accumulates than the layer itself, most first.
 
-    Where parts cost more than they save in time (small layers, more conversions), the price tells; they are not left out.
+    Parts that cost more time than they save (small layers, more conversions) are not left out: the price tells.
     """
 
     config: type[LowRank] = LowRank
@@ -117,7 +118,7 @@ def _tucker2(w: Workload, inner: int, rank: int) -> tuple[Workload, ...]:
     )
 
 
-_PARTS = {"svd": _svd, "spatial": _spatial, "tucker2": _tucker2}
+_PARTS: dict[str, Callable[..., tuple[Workload, ...]]] = {"svd": _svd, "spatial": _spatial, "tucker2": _tucker2}
 
 
 def _part(

@@ -1,6 +1,7 @@
-"""Batch norm re-estimation: after a change, every norm's output gets back the mean and spread that it had in the original."""
+"""Batch norm re-estimation: after a change, every norm's output gets back the mean and spread it had before."""
 
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -1,13 +1,13 @@
 """Bias correction: each layer's mean output is brought back to the original's, measured through the changed chain."""
 
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from autocompress.batches import Batch, as_one
-from autocompress.graph.labels import BATCH_NORMS
 from autocompress.matrices import following_norm
 
 
@@ -17,8 +17,9 @@ def correct_biases(
     """b -= E[W' x' - W x] in place, for every layer of `rows` (Nagel et al., ICCV 2019, section 4.2).
 
     x' is what really arrives after all earlier layers were corrected, so that the layers' errors do not add up; outputs
-    are compared behind the layer's batch norm. `rows[layer]` are the outputs of the reference's layer that the model still
-    has, in order; layers that either model lacks are passed over. Takes the batches as one: a few hundred samples do.
+    are compared behind the layer's batch norm. `rows[layer]` are the outputs of the reference's layer that the model
+    still has, in order; layers that either model lacks are passed over. Takes the batches as one: a few hundred samples
+    do.
     """
     layers = [name for name in rows if _called_once(model, name) and _called_once(reference, name)]
     inputs = as_one(batches)
@@ -30,7 +31,8 @@ def correct_biases(
     def correct(name: str, module: nn.Module, output: Tensor) -> Tensor:
         shift = wanted[name][list(rows[name])] - _channel_means(module, output)
         _shift(module, shift)
-        return output + shift.reshape([-1 if d == _channel_axis(module, output) else 1 for d in range(output.dim())])
+        axis = _channel_axis(module, output)
+        return output + shift.reshape([-1 if d == axis else 1 for d in range(output.dim())])
 
     _observed(reference, layers, inputs, note)
     _observed(model, layers, inputs, correct)
@@ -53,9 +55,10 @@ def _observed(model: GraphModule, layers: Sequence[str], inputs: tuple[Tensor, .
 
 
 def _shift(module: Any, shift: Tensor) -> None:
+    """To the bias; a norm without one has no weight either, so its mean takes it, in units of its input."""
     if module.bias is not None:
         module.bias += shift.to(module.bias.dtype)
-    elif isinstance(module, BATCH_NORMS):
+    elif getattr(module, "running_mean", None) is not None:
         module.running_mean -= shift * (module.running_var + module.eps).sqrt()
     else:
         module.bias = nn.Parameter(shift.to(module.weight.dtype))
@@ -72,4 +75,4 @@ def _channel_axis(module: nn.Module, output: Tensor) -> int:
 
 
 def _called_once(model: GraphModule, layer: str) -> bool:
-    return sum(node.op == "call_module" and node.target == layer for node in model.graph.nodes) == 1
+    return [str(node.target) for node in model.graph.nodes if node.op == "call_module"].count(layer) == 1

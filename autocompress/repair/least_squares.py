@@ -1,6 +1,7 @@
-"""Layer-wise least squares: after channels are cut, each reader's weights are solved anew from what is left of its input."""
+"""Layer-wise least squares: after a cut, each reader's weights are solved anew from what is left of its input."""
 
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from autocompress.graph.types import Graph
-from autocompress.matrices import RIDGE, columns, kept_positions, ridge_of, ridged, shift_outputs, window_of
+from autocompress.matrices import RIDGE, columns, kept_positions, shift_outputs, solve, window_of
 from autocompress.repair.statistics import Statistics
 
 
@@ -17,8 +18,8 @@ def repair(
 ) -> tuple[str, ...]:
     """Refits, in place, every layer of the cut model that lost input channels; returns their names.
 
-    `keep` is what the model was cut with. The constant goes into the layer's bias or the batch norm that follows. Layers
-    that went with their branch, or have no Gram matrix, stay as they are.
+    `keep` is what the model was cut with. The constant goes into the layer's bias or the batch norm that follows.
+    Layers that went with their branch, or have no Gram matrix, stay as they are.
     """
     present = {str(node.target) for node in model.graph.nodes if node.op == "call_module"}
     repaired = []
@@ -53,15 +54,3 @@ def fit(weight: Tensor, gram: Tensor, kept: Sequence[int], ridge: float = RIDGE)
     places = torch.tensor([*kept, gram.shape[0] - 1])
     wanted = F.pad(weight, (0, 1)) @ gram[:, places]
     return solve(gram[places][:, places], wanted, weight[:, places[:-1]], ridge)
-
-
-def solve(gram: Tensor, wanted: Tensor, start: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
-    """(Z [out, d], z [out]) with Z x + z closest to y in the mean square, Z pulled towards `start`.
-
-    `gram` [d+1, d+1] are second moments of x with a constant 1 last, `wanted` [out, d+1] those of y with it, float64.
-    """
-    strength = ridge_of(gram, ridge)
-    wanted = wanted.clone()
-    wanted[:, :-1] += strength * start
-    solution = torch.linalg.solve(ridged(gram, ridge), wanted, left=False)
-    return solution[:, :-1], solution[:, -1]

@@ -1,6 +1,7 @@
 """How far a model's outputs are from those of the model it should stand for."""
 
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,16 @@ def squared_error(outputs: Tensor, wanted: Tensor, temperature: float = 1.0) -> 
     """Mean squared error relative to the wanted outputs' variance; the temperature has no meaning here."""
     variance = (wanted.float() - wanted.float().mean(0)).square().mean()
     return (outputs.float() - wanted.float()).square().mean() / variance.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def similarity(features: Tensor, wanted: Tensor) -> Tensor:
+    """How differently two models see the samples of a batch as like one another, whatever their widths.
+
+    Squared difference of the row-normalised Gram matrices of the samples (Tung and Mori, ICCV 2019, eq. 1-3), per
+    sample, so that its size does not depend on the batch.
+    """
+    a, b = (F.normalize(rows @ rows.T, dim=1) for rows in (f.float().flatten(1) for f in (features, wanted)))
+    return (a - b).square().sum() / len(a)
 
 
 def matching_for(targets: Any) -> Matching:

@@ -1,8 +1,9 @@
-"""Sequential least squares: each layer in turn is refitted to the original's outputs from what now really reaches it."""
+"""Sequential least squares: layer by layer, a refit to the original's outputs from what now really arrives."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,56 +14,80 @@ from autocompress.graph.labels import BATCH_NORMS
 from autocompress.graph.trace import is_call
 from autocompress.graph.types import Graph
 from autocompress.matrices import (
-    draw_positions, following_norm, input_patches, kept_positions, output_rows, second_moments, shift_outputs,
-)  # fmt: skip
-from autocompress.repair.least_squares import solve
+    draw_positions,
+    following_norm,
+    input_patches,
+    kept_positions,
+    output_rows,
+    second_moments,
+    shift_outputs,
+    solve,
+)
+
+RIDGE = 1e-2
+"""Of the mean squared input: ten times that of the Gram matrices, since the rows come from fewer samples."""
 
 UNCHANGED = 1e-6
 """A layer whose outputs are off by less than this share of their size is left alone: rounding, not loss."""
 
 
 def refit(
-    model: GraphModule, graph: Graph, keep: Mapping[str, Sequence[int]], layers: Sequence[str], batches: Sequence[Batch],
-    seed: int = 0,
-) -> tuple[str, ...]:  # fmt: skip
-    """Refits, in place and in execution order, those of the layers that the cut or shortened model still has.
+    model: GraphModule, graph: Graph, keep: Mapping[str, Sequence[int]], targets: "Targets", ridge: float = RIDGE
+) -> tuple[str, ...]:
+    """Refits, in place and in execution order, the layers of `targets` that the cut or shortened model still has.
 
-    Where a layer's output goes into a residual add, its target is what the add lacks: the original's sum less what the
-    shortcut now brings, so that later branches make up for what earlier ones lost. `keep` is what the model was cut with;
-    `layers` are those that have a Gram matrix (Statistics.grams). Takes the batches as one: a few hundred samples do.
-    Returns the refitted layers' names; layers that nothing before them has changed are left alone.
+    Where a layer's output goes into a residual add, it is fitted to what the add lacks: the original's sum less what
+    the shortcut now brings, so that later branches make up for what earlier ones lost. Of a factorised layer the last
+    part is refitted. `keep` is what the model was cut with. Returns the layers' names; those that nothing before them
+    has changed are left alone.
     """
-    inputs = as_one(batches)
-    nodes = {str(node.target): node for node in model.graph.nodes if node.op == "call_module" and node.target in layers}
-    wanted = _record(graph.model, tuple(nodes), inputs, torch.Generator().manual_seed(seed))
+    layers = {_module_of(model, name): name for name in targets.outputs}
     refitted = []
 
     def before(flow: "_Flow", node: Node) -> None:
-        name = str(node.target)
-        if nodes.get(name) is node:
+        name = layers.get(str(node.target)) if node.op == "call_module" else None
+        if name is not None:
             rows = kept_positions(graph, keep, name, produces=True)
-            if _refit(model, flow, node, wanted[name].of(rows)):
+            if _refit(model, flow, node, targets.outputs[name].of(rows), ridge):
                 refitted.append(name)
 
-    _Flow(model, inputs, before).run()
+    _Flow(model, targets.inputs, before).run()
     return tuple(refitted)
 
 
+def _module_of(model: GraphModule, layer: str) -> str:
+    """The module that makes the layer's output: itself, or its last part once it is factorised."""
+    parts: tuple[str, ...] = model.meta.get("factorised", {}).get(layer, (layer,))
+    return parts[-1]
+
+
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """The original's rows at the end of one layer (behind its norm), and those of the residual add that alone reads it."""
+class Output:
+    """The original's rows behind one layer and its norm, at the positions `chosen` (None: all) of every sample.
+
+    `total` are those of the residual add that alone reads them, if one does.
+    """
 
     chosen: Tensor | None
     end: Tensor
     total: Tensor | None
 
-    def of(self, rows: list[int]) -> "_Wanted":
-        return _Wanted(self.chosen, self.end[:, rows], None if self.total is None else self.total[:, rows])
+    def of(self, rows: list[int]) -> "Output":
+        return Output(self.chosen, self.end[:, rows], None if self.total is None else self.total[:, rows])
 
 
-def _record(
-    model: GraphModule, layers: Sequence[str], inputs: tuple[Tensor, ...], generator: torch.Generator
-) -> dict[str, _Wanted]:
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Inputs, and what the original's layers make of them."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: Mapping[str, Output]
+
+
+def record(model: GraphModule, layers: Sequence[str], batches: Sequence[Batch], seed: int = 0) -> Targets:
+    """What the original makes of the batches, taken as one; `layers` are those that have a Gram matrix."""
+    inputs = as_one(batches)
+    generator = torch.Generator().manual_seed(seed)
     chosen: dict[str, Tensor | None] = {}
     rows: dict[tuple[str, str], Tensor] = {}
     places: dict[Node, list[tuple[str, str]]] = {}
@@ -83,10 +108,11 @@ def _record(
             rows[layer, place] = output_rows(model.get_submodule(layer), value, chosen[layer])
 
     _Flow(model, inputs, before, after).run()
-    return {layer: _Wanted(chosen[layer], rows[layer, "end"], rows.get((layer, "total"))) for layer in layers}
+    outputs = {name: Output(chosen[name], rows[name, "end"], rows.get((name, "total"))) for name in layers}
+    return Targets(inputs, outputs)
 
 
-def _refit(model: GraphModule, flow: "_Flow", node: Node, wanted: _Wanted) -> bool:
+def _refit(model: GraphModule, flow: "_Flow", node: Node, wanted: Output, ridge: float) -> bool:
     """Solves one layer's weights; False if its outputs are as wanted already."""
     name = str(node.target)
     module: Any = model.get_submodule(name)
@@ -99,14 +125,14 @@ def _refit(model: GraphModule, flow: "_Flow", node: Node, wanted: _Wanted) -> bo
     moments = second_moments(torch.cat([x, y], 1)) / len(x)
     inputs = [*range(x.shape[1]), moments.shape[0] - 1]
     outputs = slice(x.shape[1], -1)
-    solved, constant = solve(moments[inputs][:, inputs], moments[outputs, :][:, inputs], weight.double())
+    solved, constant = solve(moments[inputs][:, inputs], moments[outputs, :][:, inputs], weight.double(), ridge)
     with torch.no_grad():
         module.weight.copy_(solved.reshape(module.weight.shape))
     shift_outputs(model, name, constant if module.bias is None else constant - module.bias.detach())
     return True
 
 
-def _target(model: GraphModule, flow: "_Flow", node: Node, wanted: _Wanted) -> Tensor:
+def _target(model: GraphModule, flow: "_Flow", node: Node, wanted: Output) -> Tensor:
     """Rows that the layer's end should put out."""
     end = _end(model, node)
     add = _residual_add(end)

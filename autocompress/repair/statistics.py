@@ -1,8 +1,9 @@
-"""What calibration data says about a model, collected once: its layers' input Gram matrices, its channels' importance."""
+"""What calibration data says about a model, collected once: Gram matrices, importances, targets of a refit."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,11 @@ from autocompress.batches import Batch, size, subset
 from autocompress.graph.types import Graph
 from autocompress.importance import GateGradients, gate_gradients, score_channels
 from autocompress.matrices import draw_positions, input_patches, second_moments
+from autocompress.repair.sequential import Targets, record
 from autocompress.task import Loader
+
+REFIT_SAMPLES = 256
+"""Samples that a changed model is refitted on: on a ResNet-20 about a second; four times as many gain another point."""
 
 
 @dataclass(slots=True)
@@ -26,6 +31,7 @@ class Statistics:
     batches: list[Batch]
     grams: dict[str, Tensor]
     _scores: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _targets: dict[int, Targets] = field(default_factory=dict)
     _gates: GateGradients | None = None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -34,8 +40,8 @@ class Statistics:
     def gram(self, layer: str) -> Tensor | None:
         """Second moments of the layer's input patches with a constant 1 appended: float64 [d+1, d+1], per position.
 
-        d = in_channels * prod(window), in the column order of weight.reshape(out, -1). None for a layer that is grouped,
-        transposed, used more than once, or too wide.
+        d = in_channels * prod(window), in the column order of weight.reshape(out, -1). None for a layer that is
+        grouped, transposed, used more than once, or too wide.
         """
         return self.grams.get(layer)
 
@@ -45,6 +51,12 @@ class Statistics:
         if key not in self._scores:
             self._scores[key] = score_channels(name, self.graph.model, self.graph.groups[group], self)
         return self._scores[key]
+
+    def targets(self, samples: int = REFIT_SAMPLES) -> Targets:
+        """What the original's layers make of the first samples, to refit a changed model to; computed once."""
+        if samples not in self._targets:
+            self._targets[samples] = record(self.graph.model, tuple(self.grams), subset(self.batches, samples))
+        return self._targets[samples]
 
     def gate_gradients(self) -> GateGradients:
         """Gradients with respect to gates on the channels that enter each layer, per sample; computed once."""
