@@ -110,7 +110,8 @@ class Measuring(_Section):
 class Settings(_Section):
     """All that a search resolves. Times in seconds, `budget_ms` in milliseconds as people give it.
 
-    `max_drop` is in the score's own unit: 0.01 is one point of accuracy. `sampler` "auto" is NSGA-II, see samplers.py.
+    `max_drop` is in the score's own unit: 0.01 is one point of accuracy. `sampler` "auto" is the
+    one that measured best, see search/samplers.py.
     """
 
     time_s: Positive | None = None

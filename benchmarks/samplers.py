@@ -22,9 +22,9 @@ from autocompress.search.rungs import pareto_front
 from autocompress.search.study import Study
 from tests.search.fake import ORIGINAL_SCORE, FakeEvaluator
 
-SAMPLERS = ("nsga2", "tpe", "random")
+SAMPLERS = ("tpe", "nsga2", "random")
 REFERENCE = (-(ORIGINAL_SCORE - 0.3), 1e-3)
-"""Worst point that counts: 30 points of loss at the original's time."""
+"""Worst point that counts: 30 points of loss at the original's time. Random plans of deep nets lose more than that."""
 
 
 def main(
@@ -38,7 +38,9 @@ def main(
         for warm in (True, False)
     }
     best = max(max(volumes) for volumes in found.values())
-    table = Table("sampler", "warm start", "median", "least", "most", title=f"{2 * blocks + 2} parameters, {trials} trials")
+    table = Table(
+        "sampler", "warm start", "median", "least", "most", title=f"{2 * blocks + 2} parameters, {trials} trials"
+    )
     for (sampler, warm), volumes in found.items():
         shares = [f"{value / best:.3f}" for value in (median(volumes), min(volumes), max(volumes))]
         table.add_row(sampler, "yes" if warm else "no", *shares)

@@ -10,9 +10,9 @@ from autocompress.errors import Failure, StorageError
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.clock import Clock
 from autocompress.search.engine import Baseline, Evaluator, Start
-from autocompress.search.ledger import ON_ALL_OF_VALIDATION, Ledger, is_scored
+from autocompress.search.ledger import Ledger, is_scored
 from autocompress.search.records import RunFolder
-from autocompress.search.rungs import Limits, by_rank, pareto_front, to_finish, to_train
+from autocompress.search.rungs import Limits, by_rank, drop, hopeful, on_one_scale, pareto_front, to_finish, to_train
 from autocompress.workload import Artifact
 
 VALIDATED = 24
@@ -51,7 +51,8 @@ class Promotion:
 
     def validate(self, deadline: float) -> None:
         """Scores the trials' best on all of validation, while time lasts."""
-        for candidate in by_rank([c for c in self.ledger.at(Rung.REPAIRED) if self.limits.allow(c)], VALIDATED):
+        waiting = hopeful(self.ledger.at(Rung.REPAIRED), self.baseline, self._worst(), self.limits)
+        for candidate in by_rank(waiting, VALIDATED):
             if self.clock.until(deadline) <= candidate.seconds:
                 return
             self.tell("validation", f"plan {candidate.id} on all of validation")
@@ -86,8 +87,7 @@ class Promotion:
         if not (settings.enabled and self.evaluator.trainable):
             return
         whole = self.clock.until(deadline) if self.clock.limited else settings.time_s
-        fresh = [c for c in self.ledger.at(Rung.VALIDATED) if c.trained_s == 0]
-        first = to_train(fresh, self.baseline, self._worst(), self.limits, settings.candidates)
+        first = to_train(self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, settings.candidates)
         self._tranches(first, self.clock.after(whole * settings.first_share))
         trained = [c for c in self.ledger.at(Rung.FINE_TUNED, Rung.MEASURED) if c.trained_s > 0]
         last = to_finish(trained, self.baseline, self._worst(), self.limits, settings.finalists)
@@ -141,10 +141,12 @@ class Promotion:
         self.evaluator.export(candidate.plan, fresh, scratch)
         score = self.evaluator.score(scratch, None)
         after = replace(candidate, rung=Rung.FINE_TUNED, trained_s=candidate.trained_s + trained.seconds)
-        if score.value > candidate.score.value:
+        if drop(replace(candidate, score=score), self.baseline) < drop(candidate, self.baseline):
             fresh.replace(weights)
             place = str(weights.relative_to(self.folder.path))
             after = replace(after, score=score, weights=place, test_score=None, artifact=None)
+        elif candidate.rung is Rung.REPAIRED:
+            after = replace(after, rung=Rung.REPAIRED)
         self.ledger.record(after)
 
     def _starts(self, candidate: Candidate) -> list[Start]:
@@ -164,12 +166,15 @@ class Promotion:
         return min(asked, max(LEAST_FINALISTS, int((1 - TIMING_SHARE) * self.clock.until(deadline) / each_s)))
 
     def _finalists(self, count: int) -> list[Candidate]:
-        """The best by rank within the limits (of all if none is within) and the original, less those done already."""
-        scored = self.ledger.at(*ON_ALL_OF_VALIDATION) or self.ledger.at(Rung.REPAIRED)
+        """The best by rank of those within the limits (of all if none is), those beyond hope last, and the original;
+        less those done already."""
+        scored = on_one_scale(self.ledger.at(*Rung), self.baseline)
         within = [c for c in scored if self.limits.allow(c)]
-        chosen = by_rank(within or scored, count)
-        chosen += [c for c in scored if not c.plan.steps and c not in chosen]
-        return [c for c in chosen if c.rung is not Rung.MEASURED]
+        wanted = hopeful(within, self.baseline, self._worst(), self.limits)
+        others = [c for c in within or scored if c not in wanted]
+        chosen = [c.id for c in (by_rank(wanted, count) + by_rank(others, count))[:count]]
+        chosen += [c.id for c in scored if not c.plan.steps and c.id not in chosen]
+        return [c for key in chosen if (c := self.ledger[key]).rung is not Rung.MEASURED]
 
     def _exported(self, finalists: Sequence[Candidate]) -> dict[str, Artifact]:
         artifacts = {}

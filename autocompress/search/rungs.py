@@ -1,18 +1,22 @@
 """Who is promoted from rung to rung: by non-dominated rank, kept spread over latency."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autocompress.pareto import crowding, ranks
 from autocompress.search.candidate import Candidate
 from autocompress.search.engine import Baseline, Price
+from autocompress.task import Score
 
 NEGLIGIBLE_STDERRS = 0.25
 """A loss below this many standard errors of the score is none, so no training is spent on it."""
 
-HOPEFUL_SHARE = 0.5
-"""Repaired plans that keep at least this share of the way from the worst score seen to the original's are worth
-training: on the CIFAR ResNets a plan at 78 % of 92 % came back to within half a point in 150 s."""
+HOPEFUL_SHARE = 0.15
+"""Repaired plans that lost at most this share of the way from the original's score to the worst seen are worth
+training: on the CIFAR ResNets a short one wins back a third to a half of what repair could not."""
+
+HOPEFUL_DROPS = 5.0
+"""Where a drop is allowed: plans within this many times of it are."""
 
 WORTHWHILE_SHARE = 0.06
 """After the first tranche, plans that have lost at most this share of that way are worth the long one."""
@@ -90,26 +94,39 @@ def spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
 
 
 def drop(candidate: Candidate, baseline: Baseline) -> float:
-    """Score lost against the original on all of validation; negative for a gain."""
+    """Score lost against the original on the same samples; negative for a gain."""
     assert candidate.score is not None, "only scored candidates have a drop"
-    return baseline.score.value - candidate.score.value
+    whole = candidate.score.samples == baseline.score.samples
+    return (baseline.score if whole else baseline.subset_score).value - candidate.score.value
+
+
+def on_one_scale(candidates: Sequence[Candidate], baseline: Baseline) -> list[Candidate]:
+    """The same candidates with scores that compare: those known on the subset alone are set off by what the original
+    scores there."""
+    level = baseline.score
+    return [replace(c, score=Score(level.value - drop(c, baseline), level.stderr, level.samples)) for c in candidates]
+
+
+def hopeful(candidates: Sequence[Candidate], baseline: Baseline, worst: float, limits: Limits) -> list[Candidate]:
+    """Candidates within the limits that have not lost too much to be worth a further look."""
+    most = HOPEFUL_SHARE * (baseline.score.value - worst)
+    if limits.max_drop is not None:
+        most = HOPEFUL_DROPS * limits.max_drop
+    return [c for c in candidates if drop(c, baseline) <= most and limits.allow(c)]
 
 
 def to_train(
     scored: Sequence[Candidate], baseline: Baseline, worst: float, limits: Limits, count: int
 ) -> list[Candidate]:
     """Plans worth a first tranche of fine-tuning, slowest first: those faster than what needs no training, and not
-    beyond hope. `scored` were scored on all of validation, `worst` is the lowest score seen."""
+    beyond hope. `worst` is the lowest score seen."""
     lossless = NEGLIGIBLE_STDERRS * baseline.score.stderr
     good = [c.best_latency.seconds for c in scored if drop(c, baseline) <= lossless]
     fastest_good = min(good, default=baseline.latency.seconds)
-    hopeless = HOPEFUL_SHARE * (baseline.score.value - worst)
-    hopeful = [
-        c
-        for c in scored
-        if lossless < drop(c, baseline) <= hopeless and c.best_latency.seconds < fastest_good and limits.allow(c)
-    ]
-    return spread(hopeful, count)
+    faster = [c for c in hopeful(scored, baseline, worst, limits) if c.best_latency.seconds < fastest_good]
+    needy = [c for c in faster if c.trained_s == 0 and drop(c, baseline) > lossless]
+    by_id = {c.id: c for c in scored}
+    return [by_id[c.id] for c in spread(on_one_scale(needy, baseline), count)]
 
 
 def to_finish(

@@ -1,6 +1,10 @@
 """Which Optuna sampler proposes plans.
 
-TO BE MEASURED
+Measured by benchmarks/samplers.py (synthetic nets with 10 and 20 blocks, 100 and 120 trials): after the same warm
+start, multivariate TPE ends at 0.999 of the best hypervolume known, NSGA-II and random search stay at the warm start's
+0.993 to 0.997. Without a warm start they reach 0.45, 0.34 and 0.39 at 22 parameters, and nothing that counts at 42:
+what is tried first matters far more than who proposes next. A sampler of neighbours of the front came between (0.996)
+and was left out.
 """
 
 from collections.abc import Callable
@@ -10,7 +14,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 
 from autocompress.errors import ConfigError, nearest
 
-AUTO = "nsga2"
+AUTO = "tpe"
 
 _POPULATION = 24
 """Smaller than Optuna's 50: a search has a few hundred trials, and warm starts fill the first generation."""

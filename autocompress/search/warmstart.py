@@ -43,13 +43,16 @@ class WarmStart:
     def proposals(self) -> list[Proposal]:
         """The original, the number formats, then plans on top of each of them, those on the fastest format first.
 
-        Within a format it is one of each series in turn, so that whenever time ends all have been tried.
+        Within a format it is one of each series in turn, so that whenever time ends all have been tried. The strongest
+        plan of all shows how bad a score can get.
         """
         contexts = self.contexts()
         found = [Proposal("original", {})] + [Proposal(name, choice) for name, choice in contexts[::-1] if choice]
-        for context in contexts[::-1]:
-            turns = zip_longest(*self._series(*context))
+        found.append(Proposal("strongest", {d.name: len(d.options) - 1 for d in self.space.decisions}))
+        for name, context in contexts[::-1]:
+            turns = zip_longest(*self._series(name, context))
             found += [proposal for turn in turns for proposal in turn if proposal is not None]
+            found += [Proposal(f"{name}, student {d.values[i]}", {**context, d.name: i}) for d, i in self._students()]
         return _distinct(self.space, found)
 
     def contexts(self) -> list[tuple[str, dict[str, int]]]:
@@ -75,7 +78,6 @@ class WarmStart:
             ],
             [Proposal(f"{name}, knapsack", choice) for choice in self._solved(context)],
             [Proposal(f"{name}, bisected sensitivity", choice) for choice in self._bisected(context)],
-            [Proposal(f"{name}, student {d.values[i]}", {**context, d.name: i}) for d, i in self._students()],
         ]
 
     def _students(self) -> list[tuple[Decision, int]]:

@@ -82,7 +82,7 @@ class FullDisk:
         self._fsync(descriptor)
 
 
-@pytest.mark.parametrize("room", [0, 3, 20, 60])
+@pytest.mark.parametrize("room", [0, 3, 20, 40])
 def test_a_full_disk_loses_nothing(tmp_path, room):
     with pytest.MonkeyPatch.context() as patch:
         FullDisk(patch, room)

@@ -34,7 +34,7 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
     assert {"run.toml", "study.journal", "candidates.csv", "front.csv", "plans", "models", "weights"} <= names
     assert "scratch" not in names
     assert study.complete and study.baseline is not None
-    assert len(study.front) >= 5
+    assert len(study.front) >= 3
     for candidate in study.front:
         assert candidate.rung is Rung.MEASURED and candidate.measured is not None and candidate.test_score is not None
         assert (tmp_path / "run" / candidate.artifact).is_file()
@@ -44,7 +44,7 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
 def test_the_front_found_is_close_to_the_true_one(tmp_path):
     """Of a space small enough to enumerate, without training, over 95 % of the true hypervolume is found."""
     evaluator = FakeEvaluator(blocks=2, trainable=False)
-    study = searched(tmp_path / "run", evaluator, trials=60)
+    study = searched(tmp_path / "run", evaluator, trials=60, measuring={"candidates": 40})
     space = fake_space(2)
     ranges = [range(len(decision.options)) for decision in space.decisions]
     plans = [space.plan(dict(zip(space.by_name, pick, strict=True))) for pick in itertools.product(*ranges)]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from autocompress.pareto import dominates
 from autocompress.plan import Plan
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Baseline, Price
-from autocompress.search.rungs import Limits, by_rank, pareto_front, spread, to_finish, to_train
+from autocompress.search.rungs import Limits, by_rank, drop, on_one_scale, pareto_front, spread, to_finish, to_train
 from autocompress.task import Score
 from autocompress.workload import Latency
 
@@ -63,12 +64,22 @@ def test_only_plans_between_lossless_and_hopeless_are_trained():
     plans = [
         candidate("lossless", 0.9195, 0.5),
         candidate("slower", 0.90, 0.6),
-        candidate("hopeful", 0.80, 0.4),
-        candidate("fast", 0.60, 0.3),
-        candidate("hopeless", 0.3, 0.2),
+        candidate("hopeful", 0.90, 0.4),
+        candidate("fast", 0.83, 0.3),
+        candidate("hopeless", 0.7, 0.2),
     ]
     assert [c.id for c in to_train(plans, BASELINE, 0.1, Limits(), 6)] == ["hopeful", "fast"]
     assert [c.id for c in to_train(plans, BASELINE, 0.1, Limits(budget_s=0.35), 6)] == ["fast"]
+    assert [c.id for c in to_train(plans, BASELINE, 0.1, Limits(max_drop=0.05), 6)] == ["hopeful", "fast", "hopeless"]
+
+
+def test_scores_on_the_subset_are_set_off_by_the_originals():
+    """The subset is easier by two points; without setting it off, the worse plan would look better."""
+    baseline = replace(BASELINE, subset_score=Score(0.94, 0.008, 1000))
+    whole = candidate("whole", 0.90, 0.5)
+    subset = replace(candidate("subset", 0.91, 0.5), score=Score(0.91, 0.009, 1000))
+    assert drop(whole, baseline) == pytest.approx(0.02) and drop(subset, baseline) == pytest.approx(0.03)
+    assert [c.score.value for c in on_one_scale([whole, subset], baseline)] == pytest.approx([0.90, 0.89])
 
 
 def test_long_tranches_go_to_what_is_within_reach():
