@@ -110,14 +110,19 @@ def restructure(plan: Plan, graph: Graph, statistics: "Statistics | None") -> Gr
     return work.model
 
 
-def finalize(model: GraphModule, plan: Plan, graph: Graph, statistics: "Statistics | None") -> GraphModule:
-    """A copy of a restructured (and perhaps trained) model, exactly rewritten and quantised as the plan says."""
+def finalize(
+    model: GraphModule, plan: Plan, graph: Graph, statistics: "Statistics | None", ranges: str = "mse"
+) -> GraphModule:
+    """A copy of a restructured (and perhaps trained) model, exactly rewritten and quantised as the plan says.
+
+    `ranges` is how the ranges of int8 activations are chosen (see ranges.choose).
+    """
     final = copy.deepcopy(model).eval()
     apply_exact(final, graph.example_inputs)
     int8 = {layer for layer, config in plan.configs(Quantize).items() if config.dtype is DType.INT8}
     if int8:
         batches = [inputs for inputs, _ in statistics.batches] if statistics else [graph.example_inputs]
-        insert_fake_quant(final, int8, batches, graph.example_inputs)
+        insert_fake_quant(final, int8, batches, graph.example_inputs, ranges)
     return final
 
 

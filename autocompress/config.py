@@ -12,6 +12,9 @@ from autocompress.errors import ConfigError, nearest
 SAMPLERS = ("auto", "nsga2", "random", "tpe")
 DECISIONS = ("student", "prune", "low_rank", "quantize")
 
+RANGES = ("mse", "percentile", "minmax")
+"""How the range of an int8 activation is chosen, see ranges.py."""
+
 DEFAULT_TIME_S = 600.0
 """A search without limits on time or trials takes this long."""
 
@@ -128,7 +131,7 @@ class Settings(_Section):
     decisions: Annotated[tuple[Annotated[str, _one_of(*DECISIONS)], ...], BeforeValidator(_as_tuple)] = DECISIONS
     sampler: Annotated[str, _one_of(*SAMPLERS)] = "auto"
     importance: str = "reconstruction"
-    ranges: str = "mse"
+    ranges: Annotated[str, _one_of(*RANGES)] = "mse"
     shares: Shares = Shares()
     samples: Samples = Samples()
     warm_start: WarmStart = WarmStart()

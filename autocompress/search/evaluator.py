@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from autocompress.batches import as_tuple, subset
-from autocompress.build import build, finalize, plan_kernels, restructure
+from autocompress.build import finalize, plan_kernels, restructure
 from autocompress.card import Card, write_card
 from autocompress.config import Settings
 from autocompress.devices import Device, open_device
-from autocompress.errors import BuildError, ConfigError, DeviceError, ExportError, TaskError, VerificationError, nearest
+from autocompress.errors import ConfigError, DeviceError, ExportError, TaskError, VerificationError, nearest
 from autocompress.evaluate.scores import top1
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph import trace
@@ -142,7 +142,7 @@ class TorchEvaluator:
             self._scale = baseline.rewritten.seconds / predicted.seconds
 
     def divergence(self, plan: Plan) -> float:
-        return self._distance(build(plan, self.graph, self.statistics))
+        return self._distance(self._final(plan, None))
 
     def export(self, plan: Plan, weights: Path | None, path: Path) -> Artifact:
         return to_onnx(self._final(plan, weights), path, plan.key)
@@ -165,8 +165,6 @@ class TorchEvaluator:
         report = fine_tune(
             model, self._teacher, self._task.train, budget, self._recipe(model), self._watched(plan, seconds)
         )
-        if report.rolled_back and not starts:
-            raise BuildError(f"fine-tuning plan {plan.key} brought nothing: {report.rolled_back}")
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
         return Trained(closest - 1 if closest else None, report.seconds)
 
@@ -253,7 +251,7 @@ class TorchEvaluator:
     def _final(self, plan: Plan, weights: Path | None) -> GraphModule:
         with torch.no_grad():
             model = self._structured(plan, weights)
-            return finalize(model, plan, self.graph, self.statistics)
+            return finalize(model, plan, self.graph, self.statistics, self._settings.ranges)
 
     def _structured(self, plan: Plan, weights: Path | None) -> GraphModule:
         model = restructure(plan, self.graph, self.statistics)
