@@ -61,9 +61,7 @@ def quantised_tensors(resolved: Kernels) -> frozenset[str]:
     """
     read = {source for kernel in resolved.values() if kernel.workload.dtype is DType.INT8 for source in kernel.inputs}
     produced = {
-        name
-        for name, kernel in resolved.items()
-        if kernel.workload.dtype is DType.INT8 and not _writes_floats(kernel)
+        name for name, kernel in resolved.items() if kernel.workload.dtype is DType.INT8 and not _writes_floats(kernel)
     }
     return frozenset(read | produced)
 
@@ -162,4 +160,3 @@ def _in_dtype(kernel: Kernel, dtype: DType) -> Kernel:
         w.op, w.in_channels, w.out_channels, w.size, w.out_size, w.window, w.stride, w.groups, dtype, w.fused
     )  # fmt: skip
     return Kernel(kernel.name, kernel.layer, kernel.inputs, workload)
-

@@ -209,3 +209,10 @@ class Emitter:
 
 Emit = Callable[[Emitter, Node], Any]
 """Adds what computes a node and returns the name(s) of its value; None if it can't be written this way."""
+
+
+def as_type(e: Emitter, source: Any, dtype: torch.dtype) -> str:
+    name = e.value(source, dtype)
+    if isinstance(source, Node) and e.type(source).dtype is not dtype:
+        return e.add("Cast", name, to=ELEMENT_TYPES[dtype])
+    return name

@@ -1,18 +1,17 @@
-"""How each ATen operator is written in ONNX."""
+"""How each ATen operator that computes is written in ONNX."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.fx import Node
 
-from autocompress.export.calls import arguments, getitem
-from autocompress.export.emitter import ELEMENT_TYPES, Emit, Emitter
+from autocompress.export.calls import arguments
+from autocompress.export.emitter import ELEMENT_TYPES, Emit, Emitter, as_type
+from autocompress.export.moves import MOVES
 
 aten = torch.ops.aten
-_LAST = np.iinfo(np.int64).max
 
 
 def _same(op: str, **attributes: Any) -> Emit:
@@ -83,7 +82,7 @@ def _binary(op: str) -> Emit:
         if a.get("rounding_mode") is not None:
             return None
         dtype = e.type(node).dtype
-        left, right = _as_type(e, a["self"], dtype), _as_type(e, a["other"], dtype)
+        left, right = as_type(e, a["self"], dtype), as_type(e, a["other"], dtype)
         if a.get("alpha", 1) != 1:
             right = e.add("Mul", right, e.value(a["alpha"], dtype))
         return e.add(op, left, right)
@@ -91,17 +90,10 @@ def _binary(op: str) -> Emit:
     return emit
 
 
-def _as_type(e: Emitter, source: Any, dtype: torch.dtype) -> str:
-    name = e.value(source, dtype)
-    if isinstance(source, Node) and e.type(source).dtype is not dtype:
-        return e.add("Cast", name, to=ELEMENT_TYPES[dtype])
-    return name
-
-
 def _power(e: Emitter, node: Node) -> str:
     a = arguments(node)
     dtype = e.type(node).dtype
-    return e.add("Pow", _as_type(e, a["self"], dtype), e.value(a["exponent"], dtype))
+    return e.add("Pow", as_type(e, a["self"], dtype), e.value(a["exponent"], dtype))
 
 
 def _compare(op: str) -> Emit:
@@ -113,7 +105,7 @@ def _compare(op: str) -> Emit:
             dtype = torch.promote_types(dtype, e.type(operand).dtype)
         if any(isinstance(x, float) for x in (a["self"], a["other"])) and not dtype.is_floating_point:
             dtype = torch.float32
-        return e.add(op, _as_type(e, a["self"], dtype), _as_type(e, a["other"], dtype))
+        return e.add(op, as_type(e, a["self"], dtype), as_type(e, a["other"], dtype))
 
     return emit
 
@@ -121,7 +113,7 @@ def _compare(op: str) -> Emit:
 def _where(e: Emitter, node: Node) -> str:
     a = arguments(node)
     dtype = e.type(node).dtype
-    return e.add("Where", e.value(a["condition"]), _as_type(e, a["self"], dtype), _as_type(e, a["other"], dtype))
+    return e.add("Where", e.value(a["condition"]), as_type(e, a["self"], dtype), as_type(e, a["other"], dtype))
 
 
 def _masked_fill(e: Emitter, node: Node) -> str:
@@ -208,7 +200,7 @@ def _mean(e: Emitter, node: Node) -> str:
 def _sum(e: Emitter, node: Node) -> str:
     a = arguments(node)
     axes = e.integers(*_axes(a, e.rank(a["self"])))
-    return e.add("ReduceSum", _as_type(e, a["self"], e.type(node).dtype), axes, keepdims=int(a["keepdim"]))
+    return e.add("ReduceSum", as_type(e, a["self"], e.type(node).dtype), axes, keepdims=int(a["keepdim"]))
 
 
 def _amax(e: Emitter, node: Node) -> str:
@@ -219,7 +211,7 @@ def _amax(e: Emitter, node: Node) -> str:
 def _softmax(op: str) -> Emit:
     def emit(e: Emitter, node: Node) -> str:
         a = arguments(node)
-        return e.add(op, _as_type(e, a["self"], e.type(node).dtype), axis=int(a["dim"]))
+        return e.add(op, as_type(e, a["self"], e.type(node).dtype), axis=int(a["dim"]))
 
     return emit
 
@@ -257,112 +249,6 @@ def _attention(e: Emitter, node: Node) -> str | None:
             mask = e.add("Where", mask, e.value(0.0), e.value(-math.inf))
         scores = e.add("Add", scores, mask)
     return e.add("MatMul", e.add("Softmax", scores, axis=-1), e.value(a["value"]))
-
-
-def _pad(e: Emitter, node: Node) -> str | None:
-    """torch lists (before, after) from the last axis on, ONNX all befores and then all afters."""
-    a = arguments(node)
-    mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}.get(a.get("mode", "constant"))
-    if mode is None:
-        return None
-    rank, pads = e.rank(a["self"]), [int(n) for n in a["pad"]]
-    absent = [0] * (rank - len(pads) // 2)
-    before, after = absent + pads[-2::-2], absent + pads[::-2]
-    inputs = [e.value(a["self"]), e.integers(*before, *after)]
-    if mode == "constant":
-        inputs.append(e.value(a["value"] or 0, e.type(node).dtype))
-    return e.add("Pad", *inputs, mode=mode)
-
-
-def _reshape(e: Emitter, node: Node) -> str:
-    return e.add("Reshape", e.value(node.args[0]), e.shape_of(node))
-
-
-def _expand(e: Emitter, node: Node) -> str:
-    return e.add("Expand", e.value(node.args[0]), e.exact_shape_of(node))
-
-
-def _filled(number: float | None) -> Emit:
-    """A tensor of one value; where it depends on the batch it is spread at run time."""
-
-    def emit(e: Emitter, node: Node) -> str:
-        value = arguments(node)["fill_value"] if number is None else number
-        return e.add("Expand", e.value(value, e.type(node).dtype), e.exact_shape_of(node))
-
-    return emit
-
-
-def _transpose(e: Emitter, node: Node) -> str:
-    a = arguments(node)
-    rank = e.rank(a["self"])
-    order = list(range(rank))
-    first, second = (a["dim0"] % rank, a["dim1"] % rank) if "dim0" in a else (0, rank - 1)
-    order[first], order[second] = order[second], order[first]
-    return e.add("Transpose", e.value(a["self"]), perm=order)
-
-
-def _permute(e: Emitter, node: Node) -> str:
-    a = arguments(node)
-    rank = e.rank(a["self"])
-    return e.add("Transpose", e.value(a["self"]), perm=[d % rank for d in a["dims"]])
-
-
-def _slice(e: Emitter, node: Node) -> str:
-    a = arguments(node)
-    end = _LAST if a["end"] is None else min(a["end"], _LAST)
-    bounds = (a["start"] or 0, end, a["dim"], a["step"])
-    return e.add("Slice", e.value(a["self"]), *(e.integers(int(b)) for b in bounds))
-
-
-def _select(e: Emitter, node: Node) -> str:
-    a = arguments(node)
-    return e.add("Gather", e.value(a["self"]), e.constant(a["index"], np.int64), axis=int(a["dim"]))
-
-
-def _split(e: Emitter, node: Node) -> Any:
-    """Any of torch's ways to split: the sizes are read off the results."""
-    a = arguments(node)
-    axis, parts = int(a["dim"]), e.types[node]
-    sizes = [part.one[axis] for part in parts]
-    if len(sizes) == 1:
-        return (e.add("Identity", e.value(a["self"])),)
-    return e.add_many("Split", len(sizes), e.value(a["self"]), e.integers(*sizes), axis=axis)
-
-
-def _unbind(e: Emitter, node: Node) -> tuple[str, ...]:
-    a = arguments(node)
-    x, axis = e.value(a["self"]), int(a["dim"])
-    return tuple(e.add("Gather", x, e.constant(i, np.int64), axis=axis) for i in range(len(e.types[node])))
-
-
-def _concatenate(e: Emitter, node: Node) -> str:
-    a = arguments(node)
-    dtype = e.type(node).dtype
-    return e.add("Concat", *(_as_type(e, t, dtype) for t in a["tensors"]), axis=int(a["dim"]))
-
-
-def _stack(e: Emitter, node: Node) -> str:
-    a = arguments(node)
-    axis = a["dim"] % e.rank(node)
-    return e.add("Concat", *(e.add("Unsqueeze", e.value(t), e.integers(axis)) for t in a["tensors"]), axis=axis)
-
-
-def _repeat(e: Emitter, node: Node) -> str | None:
-    a = arguments(node)
-    repeats: Sequence[Any] = a["repeats"]
-    if len(repeats) != e.rank(a["self"]) or not all(isinstance(r, int) for r in repeats):
-        return None
-    return e.add("Tile", e.value(a["self"]), e.integers(*repeats))
-
-
-def _pixel_shuffle(e: Emitter, node: Node) -> str:
-    a = arguments(node)
-    return e.add("DepthToSpace", e.value(a["self"]), blocksize=int(a["upscale_factor"]), mode="CRD")
-
-
-def _item(e: Emitter, node: Node) -> Any:
-    source, index = node.args
-    return e.names[source][index]  # type: ignore[index]
 
 
 def _with_tensor_and_number(name: str) -> tuple[Any, Any]:
@@ -423,30 +309,5 @@ FUNCTIONS: dict[Any, Emit] = {
     aten.bmm.default: _matmul,
     aten.baddbmm.default: _baddbmm,
     aten.scaled_dot_product_attention.default: _attention,
-    aten.constant_pad_nd.default: _pad,
-    aten.pad.default: _pad,
-    aten.reshape.default: _reshape,
-    aten.view.default: _reshape,
-    aten.flatten.using_ints: _reshape,
-    aten.unsqueeze.default: _reshape,
-    aten.squeeze.dim: _reshape,
-    aten.squeeze.dims: _reshape,
-    aten.expand.default: _expand,
-    aten.zeros.default: _filled(0),
-    aten.ones.default: _filled(1),
-    aten.full.default: _filled(None),
-    aten.transpose.int: _transpose,
-    aten.t.default: _transpose,
-    aten.permute.default: _permute,
-    aten.slice.Tensor: _slice,
-    aten.select.int: _select,
-    aten.split.Tensor: _split,
-    aten.split_with_sizes.default: _split,
-    aten.chunk.default: _split,
-    aten.unbind.int: _unbind,
-    aten.cat.default: _concatenate,
-    aten.stack.default: _stack,
-    aten.repeat.default: _repeat,
-    aten.pixel_shuffle.default: _pixel_shuffle,
-    getitem: _item,
+    **MOVES,
 }

@@ -289,4 +289,3 @@ _RULES: tuple[Callable[[_Scene, Node], Rewrite | None], ...] = (
     _drop_relu,
     _drop_identity,
 )
-
