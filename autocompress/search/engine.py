@@ -108,6 +108,10 @@ class Evaluator(Protocol):
         """From now on prices and times are relative to this baseline's, which may be of an earlier process."""
         ...
 
+    def share(self, workers: int) -> None:
+        """From now on as many processes work at once, this one among them."""
+        ...
+
     def divergence(self, plan: Plan) -> float:
         """How far the repaired model's outputs are from the original's on a few samples; 0 = not at all."""
         ...

@@ -78,6 +78,7 @@ class TorchEvaluator:
         self.profile = self._find_profile(setup)
         self.device: Device = open_device(self.profile.device)
         self._teacher = Teacher(self.graph, settings.fine_tuning.precision)
+        self._threads = os.cpu_count() or 1
         self._scale = 1.0
         self._reference_s = self.profile.reference_s
 
@@ -140,6 +141,10 @@ class TorchEvaluator:
         elif baseline.rewritten is not None:
             predicted = self.profile.predict(plan_kernels(original, self.graph))
             self._scale = baseline.rewritten.seconds / predicted.seconds
+
+    def share(self, workers: int) -> None:
+        self._threads = max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(self._threads)
 
     def divergence(self, plan: Plan) -> float:
         return self._distance(self._final(plan, None))
@@ -279,7 +284,7 @@ class TorchEvaluator:
         return model
 
     def _score(self, path: Path, split: Loader) -> Score:
-        session = self.device.open(path, threads=os.cpu_count() or 1)
+        session = self.device.open(path, threads=self._threads)
         try:
             return (self._task.score or top1)(predictor(session), split)
         except TaskError as error:

@@ -1,6 +1,5 @@
 """Optuna's journal in a run's folder: the format of its own file backend, without waiting for the disk each time."""
 
-import fcntl
 import json
 from collections.abc import Generator
 from pathlib import Path
@@ -39,6 +38,4 @@ class Journal(BaseJournalBackend):
                     yield json.loads(line)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with self._path.open("ab", buffering=0) as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            append_lines(self._path, [json.dumps(log, separators=(",", ":")) for log in logs], sync=False)
+        append_lines(self._path, [json.dumps(log, separators=(",", ":")) for log in logs], sync=False)

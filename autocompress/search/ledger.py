@@ -24,7 +24,9 @@ class Ledger:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self.candidates: dict[str, Candidate] = folder.candidates()
+        self._read = 0
+        self.candidates: dict[str, Candidate] = {}
+        self.refresh()
 
     def __contains__(self, key: str) -> bool:
         return key in self.candidates
@@ -34,7 +36,12 @@ class Ledger:
 
     def record(self, candidate: Candidate) -> None:
         self._folder.append(candidate)
-        self.candidates[candidate.id] = candidate
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads what was recorded since, by this process or another one."""
+        states, self._read = self._folder.states(self._read)
+        self.candidates |= {candidate.id: candidate for candidate in states}
 
     def at(self, *rungs: Rung) -> list[Candidate]:
         """Complete candidates with a score at these rungs."""

@@ -26,6 +26,7 @@ from autocompress.search.space import Space
 from autocompress.search.study import Study, load
 from autocompress.search.trials import Trials, open_study
 from autocompress.search.warmstart import WarmStart, fastest_choice
+from autocompress.search.workers import crew
 from autocompress.task import Task
 
 TABLES_EVERY_S = 5.0
@@ -168,22 +169,30 @@ class _Session:
                 self._write_tables()
 
     def _trials(self, space: Space, sampler: BaseSampler | None, baseline: Baseline, deadline: float) -> None:
-        begun = len(self.ledger.candidates)
-        chosen = sampler or make_sampler(self.settings.sampler, self.settings.seed + begun)
-        study = open_study(self.folder, space, chosen, self.settings.storage)
-        trials = Trials(
-            study, space, self.evaluator, self.ledger, self.folder, self.limits, baseline, self.settings.samples.subset
-        )
-        trials.reconcile()
+        begun, limit, workers = len(self.ledger.candidates), self.settings.trials, self.settings.workers
         until = self.clock.after(self.clock.until(deadline) * (1 - VALIDATION_SHARE))
-        if self.settings.warm_start.enabled:
-            trials.enqueue(self._warm_start(space, until).proposals())
-        limit = self.settings.trials
+
+        def trials(worker: int = 0) -> Trials:
+            chosen = sampler or make_sampler(self.settings.sampler, self.settings.seed + begun)
+            if worker:
+                chosen.reseed_rng()
+            return Trials(
+                open_study(self.folder, space, chosen, self.settings.storage), space, self.evaluator, self.ledger,
+                self.folder, self.limits, baseline, self.settings.samples.subset,
+            )  # fmt: skip
 
         def finished() -> bool:
             return self.clock.until(until) <= self._typical_s() or (limit is not None and self.ledger.built >= limit)
 
-        trials.run(finished, lambda candidate: self.tell("trials", candidate.origin))
+        first = trials()
+        first.reconcile()
+        if self.settings.warm_start.enabled:
+            first.enqueue(self._warm_start(space, until).proposals())
+        self.evaluator.share(workers)
+        with crew(workers - 1, lambda worker: trials(worker).run(finished, lambda candidate: None)):
+            first.run(finished, lambda candidate: self.tell("trials", candidate.origin))
+        self.evaluator.share(1)
+        self.ledger.refresh()
 
     def _warm_start(self, space: Space, until: float) -> WarmStart:
         known: dict[str, float] = self.state.setdefault("divergences", {})

@@ -9,7 +9,7 @@ import os
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +85,26 @@ class RunFolder:
             append_lines(self.path / CANDIDATES_FILE, [candidate.to_json()])
 
     def candidates(self) -> dict[str, Candidate]:
-        """The last state of every candidate, in the order in which they first came. Damaged lines are passed over."""
-        found: dict[str, Candidate] = {}
-        for line in self._lines(CANDIDATES_FILE):
-            try:
-                candidate = Candidate.from_json(line)
-            except RunError:
-                continue
-            found[candidate.id] = candidate
-        return found
+        """The last state of every candidate, in the order in which they first came."""
+        return {candidate.id: candidate for candidate in self.states(0)[0]}
+
+    def states(self, offset: int) -> tuple[list[Candidate], int]:
+        """States of candidates recorded from this byte of the journal on, and where to read on later.
+
+        Damaged lines are passed over; one that is only being written is left for the next time.
+        """
+        try:
+            with (self.path / CANDIDATES_FILE).open("rb") as file:
+                file.seek(offset)
+                content = file.read()
+        except FileNotFoundError:
+            return [], offset
+        whole = content[: content.rfind(b"\n") + 1]
+        found = []
+        for line in whole.decode(errors="replace").splitlines():
+            with suppress(RunError):
+                found.append(Candidate.from_json(line))
+        return found, offset + len(whole)
 
     def write_run(self, document: Mapping[str, Any]) -> None:
         self.write(self.path / RUN_FILE, tomli_w.dumps(document))
@@ -131,15 +142,18 @@ class RunFolder:
         writer.writerows(rows)
         self.write(self.path / name, text.getvalue())
 
+    def claim(self, key: str) -> bool:
+        """Whether this process is the first to ask for a plan since the folder was opened."""
+        with _storage(self.path / "scratch"):
+            try:
+                (self.scratch / f"{key}.claim").touch(exist_ok=False)
+            except FileExistsError:
+                return False
+        return True
+
     def write(self, path: Path, text: str) -> None:
         with _storage(path):
             replace_file(path, text.encode())
-
-    def _lines(self, name: str) -> list[str]:
-        try:
-            return (self.path / name).read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            return []
 
     def _folder(self, name: str) -> Path:
         with _storage(self.path / name):
@@ -164,6 +178,7 @@ def replace_file(path: Path, content: bytes) -> None:
 def append_lines(path: Path, lines: Sequence[str], *, sync: bool = True) -> None:
     """Adds whole lines, or none where the disk is full; with `sync` they are on the disk on return. Raises OSError."""
     with path.open("ab", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         end, left = file.tell(), memoryview("".join(f"{line}\n" for line in lines).encode())
         try:
             while left:

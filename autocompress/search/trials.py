@@ -66,11 +66,16 @@ class Trials:
                 tell(candidate)
 
     def step(self) -> Candidate | None:
-        """One trial; None for a plan that is known."""
+        """One trial; None for a plan that is known, or that another worker is about to know."""
         with guarded(self.folder):
             trial = self.study.ask(self.space.distributions)
         plan = self.space.plan(self.space.from_values(trial.params))
+        self.ledger.refresh()
         known = self._known(plan)
+        if not known and not self.folder.claim(plan.key):
+            with guarded(self.folder):
+                self.study.tell(trial, state=TrialState.FAIL)
+            return None
         if not known:
             self.ledger.record(self._candidate(plan, trial.user_attrs.get(_ORIGIN_KEY, _SAMPLED)))
         with guarded(self.folder):

@@ -78,6 +78,9 @@ class FakeEvaluator:
     def adopt(self, baseline: Baseline) -> None:
         self._note("adopt", "original")
 
+    def share(self, workers: int) -> None:
+        self._note("share", str(workers))
+
     def divergence(self, plan: Plan) -> float:
         self._note("divergence", plan.key)
         return self._error(plan)

@@ -184,3 +184,32 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         records.append_lines(journal, ["two"])
     assert journal.read_bytes() == b"one\n"
+
+
+def test_workers_share_the_trials_and_no_plan_is_scored_twice(tmp_path):
+    """What each process asks of its evaluator goes to a file of the test's own."""
+    log = tmp_path / "asked"
+
+    def note(what: str, key: str) -> None:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {what} {key}\n")
+
+    settings = load_settings(None, trials=30, workers=3, fine_tuning={"enabled": False})
+    study = run(lambda _: FakeEvaluator(before=note), settings, tmp_path / "run")
+    asked = [line.split(" ", 2) for line in log.read_text().splitlines()]
+    scored = [key for _, what, key in asked if what == "score"]
+    assert len({process for process, what, _ in asked if what == "score"}) > 1
+    assert len(scored) == len(set(scored)) and set(scored) == {c.id for c in study.candidates}
+    assert study.complete and 30 <= len(scored) <= 32
+
+
+def test_a_worker_that_dies_leaves_the_others_working(tmp_path):
+    first = os.getpid()
+
+    def die(what: str, key: str) -> None:
+        if what == "score" and os.getpid() != first:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    settings = load_settings(None, trials=12, workers=2, fine_tuning={"enabled": False})
+    study = run(lambda _: FakeEvaluator(before=die), settings, tmp_path / "run")
+    assert study.complete and len(study.candidates) >= 12
