@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
-        return _run([word for word in given if word != "--debug"] or ["--help"])
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn if not debug else warnings.showwarning
+            return _run([word for word in given if word != "--debug"] or ["--help"])
     except (AutocompressError, typer.TyperException) as error:
         if debug:
             raise
@@ -56,6 +59,12 @@ def _run(arguments: list[str]) -> int:
         raise ConfigError(f"no command {arguments[0]!r}; {nearest(arguments[0], verbs)}")
     code = command.main(arguments, prog_name="autocompress", standalone_mode=False)
     return code if isinstance(code, int) else 0
+
+
+def _warn(message: Warning | str, category: type[Warning], *place: object) -> None:
+    """One line for this package's warnings; those of others concern whoever develops it, and --debug shows them."""
+    if category.__module__.startswith("autocompress"):
+        _told(f"warning: {message}", 0)
 
 
 def _told(line: str, code: int) -> int:
@@ -157,12 +166,13 @@ def search(
     from autocompress.search import search as run_search
     from autocompress.task_loading import load_task
 
+    settings = load_settings(config)
     loaded = load_task(task)
     with terminal.watching(quiet=as_json) as progress:
         study = run_search(
             loaded, profile=profile, budget_ms=budget_ms, speedup=speedup, max_drop=max_drop, max_size_bytes=max_size,
             trials=trials, time_s=time, workers=workers, storage=storage, seed=seed, out=out,
-            settings=load_settings(config) if config else None, progress=progress,
+            settings=settings, progress=progress,
         )  # fmt: skip
     _show_study(study, as_json)
 

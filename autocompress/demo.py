@@ -13,9 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.config import FineTuning, Samples, Settings, Shares
 from autocompress.report import write_report
 from autocompress.search import Progress, Snapshot, Study, search
 from autocompress.task import Task
+
+SETTINGS = Settings(
+    shares=Shares(setup=0.15, trials=0.2, fine_tuning=0.5, measuring=0.15),
+    fine_tuning=FineTuning(candidates=10, finalists=4, first_share=0.6),
+    samples=Samples(calibration=256, sensitivity=128),
+)
+"""A net this small learns in seconds, so many candidates are fine-tuned, each for a short time."""
 
 TRAINING = Snapshot(
     "training", "a small residual network on handwritten digits", 0, None, 0, 0, 0.0, None, None, (), None
@@ -25,7 +33,7 @@ TRAINING = Snapshot(
 Batches = list[tuple[Tensor, Tensor]]
 
 SIZE = 16
-WIDTHS = (32, 64, 128)
+WIDTHS = (32, 64, 64)
 BLOCKS = 3
 CLASSES = 10
 PASSES, RATE = 8, 0.05
@@ -77,7 +85,8 @@ def run_demo(out: Path, time_s: float, progress: Progress | None = None) -> Stud
     """Trains the network unless `out` holds it, searches for `time_s` seconds and reports; `out/run` resumes."""
     if progress:
         progress(TRAINING)
-    study = search(digits_task(out / "original.safetensors"), out=out / "run", time_s=time_s, progress=progress)
+    task = digits_task(out / "original.safetensors")
+    study = search(task, out=out / "run", settings=SETTINGS, time_s=time_s, progress=progress)
     write_report(study.path)
     return study
 

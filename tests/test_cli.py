@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,98 @@ def test_a_model_that_can_not_be_captured_names_the_users_line(write_task, capsy
 def test_example_inputs_of_the_wrong_shape(write_task, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
     assert run("inspect", write_task(example="images[:1, :2]")) == 2
     assert "does not run on example_inputs of shape (2, 2, 8, 8)" in told(capsys)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ("trails = 3", "unknown key 'trails': did you mean 'trials'?"),
+        ("[fine_tuning]\ntemprature = 3", "unknown key 'fine_tuning.temprature': did you mean 'temperature'?"),
+        ("sampler = 'tpee'", "'tpee' is not known: did you mean 'tpe'?"),
+        ("trials = 'many'", "trials = 'many'"),
+        ("trials = ", "is not TOML"),
+    ],
+)
+def test_settings_that_can_not_be(settings: str, line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(settings)
+    assert run("search", "any.py", "--out", tmp_path / "run", "--config", tmp_path / "run.toml") == 2
+    assert line in told(capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("train=[]", "Task.train is empty"),
+        ("test=[images]", "Task.test yields Tensor instead of an (inputs, targets) pair; labels are needed"),
+        ("score=lambda p, s: ac.Score(float('nan'), 0.1, 16)", "Task.score of the original model is nan"),
+        ("frozen=['*']", "there is nothing to decide about this model"),
+    ],
+)
+def test_tasks_that_can_not_be_searched(  # type: ignore[no-untyped-def]
+    write_task, more: str, line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    task = write_task(more=f"calibration=[(images, None)], {more}")
+    assert run("search", task, "--out", tmp_path / "run", "--time", "1", "--json") == 2
+    assert line in told(capsys)
+
+
+def test_a_model_with_no_layer_to_compress(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nimport autocompress as ac\nx = torch.zeros(2, 3)\n"
+        "task = ac.Task(torch.nn.ReLU(), x, validation=[(x, torch.zeros(2))])\n"
+    )
+    assert run("inspect", tmp_path / "net.py") == 2
+    assert "no convolution or linear layer: nothing to compress" in told(capsys)
+
+
+def test_an_unknown_profile_names_the_nearest(  # type: ignore[no-untyped-def]
+    write_task, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "profiles" / "my-board").mkdir(parents=True)
+    (tmp_path / "profiles" / "my-board" / "profile.toml").write_text("")
+    monkeypatch.setenv("AUTOCOMPRESS_PROFILES", str(tmp_path / "profiles"))
+    assert run("inspect", write_task(), "--profile", "my-bord") == 2
+    assert "no profile 'my-bord', neither as a folder nor by name: did you mean 'my-board'?" in told(capsys)
+
+
+def test_a_warning_of_ours_is_one_line_and_those_of_others_are_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OurWarning(UserWarning): ...
+
+    OurWarning.__module__ = "autocompress.profiles"
+
+    def warn_twice(arguments: list[str]) -> int:
+        warnings.simplefilter("always")
+        warnings.warn("made with another version", OurWarning, stacklevel=1)
+        warnings.warn("will change in torch 3", FutureWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", warn_twice)
+    assert run("devices") == 0
+    assert told(capsys) == "autocompress: warning: made with another version\n"
+
+
+def test_what_nobody_expected_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert run("devices") == 1
+    assert told(capsys) == "autocompress: unexpected ZeroDivisionError: division by zero; --debug shows where\n"
+
+
+def test_an_interruption_has_its_own_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupt)
+    assert run("devices") == 130
+    assert told(capsys) == "autocompress: interrupted\n"
 
 
 def test_debug_lets_the_traceback_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
