@@ -69,6 +69,12 @@ def test_the_readme_s_task_can_be_inspected(tmp_path: Path) -> None:
     assert "Where the time goes" in autocompress(command, tmp_path, timeout=120)
 
 
+def test_the_method_shown_is_the_method_there_is() -> None:
+    name = "autocompress/methods/student.py"
+    shown = files_of(EXTENDING)[name].split("\n", 1)[1].strip()
+    assert shown in (ROOT / name).read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_the_readme_s_commands_and_script_run_as_written(tmp_path: Path) -> None:
     write(tmp_path, README)
