@@ -158,7 +158,9 @@ class _Session:
         try:
             yield
         except KeyboardInterrupt:
-            self.stage = ("interrupted", "")
+            if not self.folder.exists:
+                raise
+            self.tell("interrupted", "")
         finally:
             self.clock.leave()
             spent = self.state.setdefault("stage_seconds", {})

@@ -11,7 +11,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.trial import Trial, TrialState, create_trial
 
-from autocompress.errors import Failure, RunError, StorageError, TaskError
+from autocompress.errors import ConfigError, Failure, RunError, StorageError, TaskError
 from autocompress.plan import Plan
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Baseline, Evaluator, Price
@@ -181,9 +181,12 @@ def open_study(
     try:
         with guarded(folder):
             study = _study(folder.study_journal, space, sampler, storage)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+    except StorageError:
+        raise
+    except Exception as error:  # whatever a database driver, or a journal with a damaged line, may raise
         if storage is not None:
-            raise RunError(f"can't read the study in {storage}: {error}; give another --storage") from error
+            told = " ".join(str(error).split())[:200]
+            raise ConfigError(f"can't use the storage {storage!r}: {told}; give a URL that Optuna knows") from error
         set_aside(folder.study_journal)
         with guarded(folder):
             study = _study(folder.study_journal, space, sampler, storage)

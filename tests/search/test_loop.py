@@ -102,6 +102,28 @@ def test_every_sampler_runs(tmp_path, sampler):
     assert searched(tmp_path / "run", trials=30, sampler=sampler).front
 
 
+def test_time_ends_the_search_and_every_stage_has_its_share(tmp_path):
+    evaluator = FakeEvaluator()
+    study = run(lambda _: evaluator, load_settings(None, time_s=2.0), tmp_path / "run")
+    assert study.complete and study.front
+    assert study.stage_seconds.keys() == {"setup", "trials", "fine_tuning", "measuring"}
+    assert evaluator.asked("full score") and evaluator.asked("measure")
+
+
+def test_another_storage_is_used_if_given(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    searched(tmp_path / "run", trials=5, storage=url)
+    assert not (tmp_path / "run" / "study.journal").exists()
+    (summary,) = optuna.get_all_study_summaries(url)
+    assert summary.study_name == "autocompress-feed" and summary.n_trials >= 5
+
+
+@pytest.mark.parametrize("url", ["nonsense", "nodb://host/name", "sqlite:////nowhere/at/all.db"])
+def test_a_storage_that_cannot_be_used_is_told(tmp_path, url):
+    with pytest.raises(ConfigError, match=f"can't use the storage '{url}'"):
+        searched(tmp_path / "run", trials=5, storage=url)
+
+
 def test_any_optuna_sampler_is_taken(tmp_path):
     class Counting(optuna.samplers.RandomSampler):
         asked = 0
