@@ -117,10 +117,14 @@ def window_of(module: Any) -> int:
 def kept_positions(
     graph: Graph, keep: Mapping[str, Sequence[int]], target: str, produces: bool, tensor: str = "weight"
 ) -> list[int]:
-    """What a cut leaves of a parameter of the original: positions on the axis that the group's channels are made on
-    (produces) or read on. For a layer's weight these are its outputs and its inputs."""
-    shape = getattr(graph.model.get_submodule(target), tensor).shape
-    left = set(range(shape[0 if produces or len(shape) == 1 else 1]))
+    """Positions that a cut leaves of a parameter of the original, on the axis where channels are made or read.
+
+    For a layer's weight these are its outputs and its inputs.
+    """
+    module = graph.model.get_submodule(target)
+    shape = getattr(module, tensor).shape
+    axis = 0 if len(shape) == 1 or produces != isinstance(module, TRANSPOSED) else 1
+    left = set(range(shape[axis]))
     for group, channels in keep.items():
         kept = set(channels)
         for member in graph.groups[group].members:

@@ -29,7 +29,7 @@ def top1(predict: Predict, split: Loader) -> Score:
 
 def negative_mean_squared_error(predict: Predict, split: Loader) -> Score:
     """Minus the squared error, averaged over a sample's outputs and then over samples."""
-    return _mean(_collect(predict, split, _squared_errors))
+    return _mean(-_collect(predict, split, _squared_errors))
 
 
 def r2(predict: Predict, split: Loader) -> Score:
@@ -40,8 +40,8 @@ def r2(predict: Predict, split: Loader) -> Score:
     variance = (targets - targets.mean(0)).square().mean().item()
     if variance == 0:
         raise TaskError("r2 of constant targets is undefined; use negative_mean_squared_error as Task.score")
-    loss = _mean(errors)
-    return Score(1 + loss.value / variance, loss.stderr / variance, loss.samples)
+    error = _mean(errors)
+    return Score(1 - error.value / variance, error.stderr / variance, error.samples)
 
 
 def kl_to(reference: Predict) -> ScoreFunction:

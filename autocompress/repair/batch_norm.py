@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from autocompress.batches import Batch, as_one
 from autocompress.graph.labels import BATCH_NORMS
 from autocompress.graph.types import Graph
-from autocompress.matrices import TINY, kept_positions
+from autocompress.matrices import kept_positions
 
 
 def reestimate(model: GraphModule, graph: Graph, keep: Mapping[str, Sequence[int]], batches: Sequence[Batch]) -> None:
@@ -20,7 +20,8 @@ def reestimate(model: GraphModule, graph: Graph, keep: Mapping[str, Sequence[int
     crops padded with black lost 3.5 points by that alone, its stem's variance being 30 % larger than on whole images).
     Instead they are moved by as much as the norm's input has moved from the original's on the same batches: with input
     mean m, variance v here and m0, v0 there, var = var0 v / v0 and mean = m - sigma (m0 - mean0) / sigma0. An unchanged
-    model stays as it is. Each norm is set before what follows it is measured. Takes the batches as one.
+    model stays as it is; a channel that was constant in the original keeps its variance. Each norm is set before what
+    follows it is measured. Takes the batches as one.
     """
     inputs = as_one(batches)
     names = _norms(model)
@@ -34,7 +35,8 @@ def reestimate(model: GraphModule, graph: Graph, keep: Mapping[str, Sequence[int
     def move(name: str, norm: Any, x: Tensor) -> None:
         (mean0, variance0), (mean, variance) = wanted[name], _moments(x)
         sigma0 = (norm.running_var + norm.eps).sqrt()
-        norm.running_var *= variance / variance0.clamp_min(TINY)
+        floor = torch.finfo(variance0.dtype).eps * norm.running_var
+        norm.running_var *= torch.where(variance0 > floor, variance / variance0.clamp_min(floor), 1.0)
         sigma = (norm.running_var + norm.eps).sqrt()
         norm.running_mean.copy_(mean - sigma * (mean0 - norm.running_mean) / sigma0)
 
