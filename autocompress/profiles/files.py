@@ -24,8 +24,8 @@ from pydantic import (
     ValidationError,
 )
 
-from autocompress.errors import ProfileError, StorageError
-from autocompress.profiles.sites import Site, label, parse_label
+from autocompress.errors import ProfileError, StorageError, nearest
+from autocompress.profiles.sites import BLOCKED, ISOLATED, LAST, PLANAR, SHARED, Site
 from autocompress.workload import Capabilities, DType, Workload
 
 SCHEMA = 1
@@ -33,8 +33,10 @@ SCHEMA = 1
 
 _KERNEL_COLUMNS = (
     "id", "op", "dtype", "in_channels", "out_channels", "size", "out_size", "window", "stride", "groups", "fused",
-    "arity", "sources", "readers", "time_s", "samples",
+    "arity", "layout", "moved", "peculiarity", "time_s", "samples",
 )  # fmt: skip
+_LAYOUTS = {"planar": PLANAR, "blocked": BLOCKED, "last": LAST}
+_PECULIARITIES = {"isolated": ISOLATED, "shared": SHARED}
 _MODEL_COLUMNS = ("id", "role", "ratio", "low", "high", "gated", "score", "kernels")
 
 
@@ -193,7 +195,8 @@ def _kernel_cells(index: int, site: Site, row: KernelRow) -> list[object]:
     measured = ["", ""] if row.time_s is None else [row.time_s, row.samples]
     return [
         index, w.op, w.dtype.value, w.in_channels, w.out_channels, *dims, w.groups, "+".join(w.fused), site.arity,
-        label(site.sources), label(site.readers), *measured,
+        _words(site.layout, _LAYOUTS), _words(site.moved, _LAYOUTS), _words(site.peculiarity, _PECULIARITIES),
+        *measured,
     ]  # fmt: skip
 
 
@@ -203,7 +206,8 @@ def _site(cells: dict[str, str]) -> Site:
         cells["op"], _positive(cells["in_channels"]), _positive(cells["out_channels"]), size, out_size, window, stride,
         _positive(cells["groups"]), DType(cells["dtype"]), tuple(filter(None, cells["fused"].split("+"))),
     )  # fmt: skip
-    return Site(workload, int(cells["arity"]), parse_label(cells["sources"]), parse_label(cells["readers"]))
+    layout, moved = _bits(cells["layout"], _LAYOUTS), _bits(cells["moved"], _LAYOUTS)
+    return Site(workload, int(cells["arity"]), layout, moved, _bits(cells["peculiarity"], _PECULIARITIES))
 
 
 def _model_cells(model: ModelRow, ids: dict[Site, int]) -> list[object]:
@@ -222,6 +226,18 @@ def _model(cells: dict[str, str], sites: dict[str, Site]) -> ModelRow:
         found += [sites[index]] * int(count or 1)
     numbers: dict[str, Any] = {name: cells[name] for name in ("id", "role", "ratio", "low", "high", "gated")}
     return ModelRow(**numbers, score=cells["score"] or None, sites=tuple(found))  # type: ignore[arg-type]
+
+
+def _words(bits: int, names: dict[str, int]) -> str:
+    return "+".join(name for name, bit in names.items() if bits & bit)
+
+
+def _bits(text: str, names: dict[str, int]) -> int:
+    words = text.split("+") if text else []
+    for word in words:
+        if word not in names:
+            raise ValueError(f"unknown word {word!r}: {nearest(word, names)}")
+    return sum(names[word] for word in words)
 
 
 def _dims(text: str) -> tuple[int, ...]:

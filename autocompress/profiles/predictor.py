@@ -2,7 +2,7 @@
 
 Three layers, each of which prices a kernel, so that a plan's price is a sum of cached numbers:
 
-1. `KernelTimes`: the runtime's own time of each site that was measured, gradient-boosted trees for the others.
+1. `KernelTimes`: what the runtime's own profiler says of each kernel, or of kernels like it.
 2. `ClassCorrection`: per operation and format a factor and a constant per kernel, by non-negative ridge regression on
    whole models; the constant is what launching a kernel costs and no profiler shows.
 3. `SmoothCorrection`: a relative correction that varies smoothly over sites, learnt from what whole models still miss:
@@ -13,18 +13,17 @@ All times in here are ratios to the reference model's.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from autocompress.profiles.sites import Encoder, Floats, Site
+from autocompress.profiles.features import Coordinates, Floats, squared_distances
+from autocompress.profiles.kernel_times import KernelTimes, kernel_class
+from autocompress.profiles.sites import Site
 
 NOMINAL_COVERAGE = 0.95
 
-TREE_SETTINGS = {"max_iter": 300, "learning_rate": 0.06, "min_samples_leaf": 4, "max_leaf_nodes": 15}
-MIN_TREE_SAMPLES = 20
 MIN_MODELS = 8
 """Below this many whole models nothing is corrected."""
 
@@ -57,42 +56,6 @@ class Prediction:
     measured_fraction: float
 
 
-class KernelTimes:
-    """Seconds of single sites (as ratios): looked up if measured, otherwise from trees fitted to those that were."""
-
-    def __init__(self, measured: Mapping[Site, float]) -> None:
-        self.measured = measured
-        self.encoder = Encoder.of(measured)
-        self._estimated: dict[Site, float] = {}
-        self._offset = 0.1 * float(np.median(list(measured.values()))) if measured else 0.0
-        self._trees = self._fit() if len(measured) >= MIN_TREE_SAMPLES and self._offset > 0 else None
-
-    def times(self, wanted: Sequence[Site]) -> Floats:
-        """Trees cost milliseconds a call, whether for one site or a thousand: all misses are estimated in one."""
-        known, estimated = self.measured, self._estimated
-        missing = [site for site in dict.fromkeys(wanted) if site not in known and site not in estimated]
-        if missing:
-            estimated.update(zip(missing, self._estimate(missing).tolist(), strict=True))
-        return np.array([known[s] if s in known else estimated[s] for s in wanted], dtype=np.float64)
-
-    def _fit(self) -> Any:
-        from sklearn.ensemble import HistGradientBoostingRegressor
-
-        known = list(self.measured)
-        target = np.log(np.array([self.measured[site] for site in known]) + self._offset)
-        trees = HistGradientBoostingRegressor(**TREE_SETTINGS, l2_regularization=0.1, random_state=0)
-        with _one_thread():
-            return trees.fit(self.encoder.for_trees(known), target)
-
-    def _estimate(self, unknown: Sequence[Site]) -> Floats:
-        if self._trees is None:
-            return np.full(len(unknown), float(np.mean(list(self.measured.values()) or [0.0])))
-        with _one_thread():
-            logs: Floats = self._trees.predict(self.encoder.for_trees(unknown))
-        times: Floats = np.maximum(np.exp(logs) - self._offset, 0.0)
-        return times
-
-
 class ClassCorrection:
     """ratio ≈ sum over classes of factor * time + constant * count + one constant for the model, none negative.
 
@@ -101,7 +64,7 @@ class ClassCorrection:
     """
 
     def __init__(self, kernel_times: KernelTimes, models: Sequence[Observation]) -> None:
-        classes = sorted({_class(site) for model in models for site in model.sites})
+        classes = sorted({kernel_class(site) for model in models for site in model.sites})
         self._index = {name: i for i, name in enumerate(classes)}
         self._unit = float(np.mean([model.ratio / len(model.sites) for model in models])) / 10 if models else 0.0
         count = len(classes)
@@ -113,7 +76,7 @@ class ClassCorrection:
 
     def prices(self, wanted: Sequence[Site], times: Floats) -> Floats:
         """Corrected times; a class that no model had is taken as its time."""
-        which = np.array([self._index.get(_class(site), -1) for site in wanted], dtype=np.intp)
+        which = np.array([self._index.get(kernel_class(site), -1) for site in wanted], dtype=np.intp)
         factors, constants = np.append(self._factors, 1.0), np.append(self._constants, 0.0)
         priced: Floats = factors[which] * times + constants[which]
         return priced
@@ -130,7 +93,7 @@ class ClassCorrection:
         return weights
 
     def _row(self, kernel_times: KernelTimes, model: Observation) -> Floats:
-        which = [self._index[_class(site)] for site in model.sites]
+        which = [self._index[kernel_class(site)] for site in model.sites]
         count = len(self._index)
         times = np.bincount(which, kernel_times.times(model.sites), count)
         return np.concatenate([times, np.bincount(which, minlength=count) * self._unit, [self._unit]])
@@ -139,11 +102,11 @@ class ClassCorrection:
 class SmoothCorrection:
     """A kernel's relative correction, and a model's variance, from what corrected models still miss."""
 
-    def __init__(self, encoder: Encoder, models: Sequence[Observation], price: "_Prices") -> None:
-        self._encoder = encoder
+    def __init__(self, coordinates: Coordinates, models: Sequence[Observation], price: "_Prices") -> None:
+        self._coordinates = coordinates
         seen = sorted({site for model in models for site in model.sites}, key=repr)
         chosen = np.linspace(0, len(seen) - 1, min(INDUCING_SITES, len(seen))).astype(int)
-        self._inducing = encoder.for_distances([seen[int(i)] for i in chosen])
+        self._inducing = coordinates([seen[int(i)] for i in chosen])
         gram = _gaussian(self._inducing, self._inducing) + 1e-6 * np.eye(len(self._inducing))
         self._whiten = np.linalg.inv(np.linalg.cholesky(gram)).T
         self._fit(models, price)
@@ -152,7 +115,7 @@ class SmoothCorrection:
         """[sites, inducing]: features whose inner products are the prior covariance of relative corrections."""
         if not len(self._inducing):
             return np.zeros((len(wanted), 0))
-        return AMPLITUDE * _gaussian(self._encoder.for_distances(wanted), self._inducing) @ self._whiten
+        return AMPLITUDE * _gaussian(self._coordinates(wanted), self._inducing) @ self._whiten
 
     def _fit(self, models: Sequence[Observation], price: "_Prices") -> None:
         size = len(self._inducing)
@@ -197,7 +160,7 @@ class Predictor:
         self.times = times
         times.times([site for model in (*models, *calibration) for site in model.sites])
         self._classes = ClassCorrection(times, models)
-        self._smooth = SmoothCorrection(times.encoder, models, _Prices(times, self._classes))
+        self._smooth = SmoothCorrection(times.coordinates, models, _Prices(times, self._classes))
         self._row: dict[Site, int] = {}
         self._table = np.zeros((0, 2))
         self._features = np.zeros((0, len(self._smooth.weights)))
@@ -259,18 +222,6 @@ def _conformal_factor(scores: Sequence[float]) -> float:
     return max([*ordered, _FALLBACK_SCORE])
 
 
-def _class(site: Site) -> tuple[str, str]:
-    return site.workload.op, site.workload.dtype.value
-
-
-def _one_thread() -> Any:
-    """Small trees on many threads only wait for each other: on a busy host a fit took 20 s in place of 0.4 s."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=1)
-
-
 def _gaussian(a: Floats, b: Floats) -> Floats:
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    similarity: Floats = np.exp(-np.maximum(squared, 0.0) / (2 * LENGTH_SCALE**2))
+    similarity: Floats = np.exp(-squared_distances(a, b) / (2 * LENGTH_SCALE**2))
     return similarity

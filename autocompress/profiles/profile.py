@@ -11,7 +11,8 @@ from autocompress.devices import open_device
 from autocompress.errors import DeviceError, ProfileError, nearest
 from autocompress.profiles import files
 from autocompress.profiles.files import Description, KernelRow, ModelRow, Role, Tables
-from autocompress.profiles.predictor import KernelTimes, Observation, Prediction, Predictor
+from autocompress.profiles.kernel_times import KernelTimes
+from autocompress.profiles.predictor import Observation, Prediction, Predictor
 from autocompress.profiles.sites import Site, sites
 from autocompress.workload import Capabilities, Kernel, Kernels, Latency
 
@@ -85,8 +86,12 @@ class Profile:
 
     @cached_property
     def _predictor(self) -> Predictor:
-        seconds = {site: row.time_s / self.reference_s for site, row in self.kernels.items() if row.time_s is not None}
-        return _fit(KernelTimes(seconds), self.models)
+        measured = {
+            site: (row.time_s / self.reference_s, row.samples)
+            for site, row in self.kernels.items()
+            if row.time_s is not None
+        }
+        return _fit(KernelTimes(measured), self.models)
 
     def _latency(self, prediction: Prediction) -> Latency:
         half = self._predictor.factor * prediction.deviation

@@ -1,123 +1,139 @@
-"""Sites: a workload with what its time owes to its neighbours, the key under which a kernel is priced."""
+"""Sites: a workload at a place in a model, the key under which a kernel is priced.
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+Beside its workload a kernel owes time to the layout of the tensors around it: int8 convolutions want channels last,
+fp32 ones channels blocked by 16 (NCHWc), everything else the planar NCHW. What merely combines elements takes the
+layout that all its inputs share, and whatever a reader wants otherwise is converted, once per tensor and layout. This
+is how ONNX Runtime's CPU provider settles it: on 340 mixed-precision ResNets the conversions counted here were those in
+its optimised graphs (correlation 0.99). For other runtimes the same facts are merely features.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from autocompress.precision import lower
-from autocompress.workload import DType, Kernel, Kernels, Workload
+from autocompress.workload import WEIGHTED_OPS, DType, Kernel, Kernels, Workload
 
-Floats = NDArray[np.float64]
+PLANAR, BLOCKED, LAST = 1, 2, 4
+"""Layouts of a tensor, as bits."""
 
-NO_NEIGHBOUR = "-"
+BLOCK = 16
+DOT_PRODUCT = 4
 
-_LABELS = {0: NO_NEIGHBOUR, 1: "fp32", 2: "int8", 3: "fp32+int8"}
-_BLOCK = 16
-_DOT_PRODUCT = 4
+PLAIN, ISOLATED, SHARED = 0, 1, 2
+"""Peculiarities: an fp32 kernel with nothing but conversions around it (the runtime may run it as int8 after all), and
+a conversion to fp32 for several readers (which the runtime makes anew for each)."""
+
+_CONVERSIONS = frozenset({"quantize", "dequantize"})
+_ELEMENTWISE = frozenset({"add", "mul", "relu", "avg_pool", "max_pool", "mean"})
 
 
 class Site(NamedTuple):
-    """A workload, how many tensors it reads, and the number formats of what makes and what reads them.
-
-    `sources` and `readers` are sets of formats as bits: 1 for fp32, 2 for int8; a graph input counts as none.
-    """
+    """A workload, how many tensors it reads, the layout of what it makes, the further layouts (as bits) that readers
+    want it in, and its peculiarity."""
 
     workload: Workload
     arity: int
-    sources: int
-    readers: int
+    layout: int = PLANAR
+    moved: int = 0
+    peculiarity: int = PLAIN
 
 
 def sites(kernels: Kernels | Sequence[Kernel]) -> dict[str, Site]:
     """Kernel name → site, for a plan's kernels (a mapping, lowered here) or for lowered ones (a sequence)."""
     lowered = kernels if isinstance(kernels, Sequence) else lower(kernels)
-    bits = {kernel.name: 2 if kernel.workload.dtype is DType.INT8 else 1 for kernel in lowered}
-    readers = dict.fromkeys(bits, 0)
+    walk = _Walk({kernel.name: kernel for kernel in lowered if kernel.workload.op in _CONVERSIONS})
     for kernel in lowered:
-        bit = bits[kernel.name]
-        for source in kernel.inputs:
-            if source in readers:
-                readers[source] |= bit
-    found = {}
-    for kernel in lowered:
-        sources = 0
-        for source in kernel.inputs:
-            sources |= bits.get(source, 0)
-        found[kernel.name] = Site(kernel.workload, len(kernel.inputs), sources, readers[kernel.name])
-    return found
+        if kernel.name not in walk.conversions:
+            walk.visit(kernel)
+    walk.finish()
+    return {kernel.name: walk.site(kernel) for kernel in lowered}
 
 
-def label(neighbours: int) -> str:
-    """Neighbours' formats in words, as profiles store them."""
-    return _LABELS[neighbours]
+class _Walk:
+    """One pass over kernels in execution order; conversions are met where their tensors are read."""
+
+    def __init__(self, conversions: dict[str, Kernel]) -> None:
+        self.conversions = conversions
+        self._layout: dict[str, int] = {}
+        self._moved: dict[str, int] = {}
+        self._float_readers: Counter[str] = Counter()
+        self._converted: set[str] = set()
+        self._dequantised: set[str] = set()
+        self._read_plainly: set[str] = set()
+
+    def visit(self, kernel: Kernel) -> None:
+        tensors = [self._tensor(source, kernel) for source in kernel.inputs]
+        layouts = {self._layout.get(tensor, PLANAR) for tensor in tensors}
+        wanted, made = _layouts(kernel.workload, layouts)
+        for tensor in tensors:
+            self._want(tensor, wanted)
+        self._layout[kernel.name] = made
+
+    def finish(self) -> None:
+        """Conversions that no kernel reads give the model's output."""
+        for name in self.conversions:
+            if name not in self._layout:
+                self._convert(name)
+
+    def site(self, kernel: Kernel) -> Site:
+        name = kernel.name
+        return Site(
+            kernel.workload, len(kernel.inputs), self._layout[name], self._moved.get(name, 0), self._peculiarity(kernel)
+        )
+
+    def _tensor(self, source: str, reader: Kernel) -> str:
+        """The tensor that a kernel reads of what `source` makes: in the reader's number format."""
+        int8 = reader.workload.dtype is DType.INT8
+        name = f"{source}>q" if int8 else f"{source}>dq"
+        if name not in self.conversions:
+            self._read_plainly.add(source)
+            return source
+        if name not in self._layout:
+            self._convert(name)
+        if not int8:
+            self._float_readers[name] += 1
+            self._dequantised.add(reader.name)
+        return name
+
+    def _convert(self, name: str) -> None:
+        """Quantising keeps channels last; blocked tensors and all that is dequantised are planar."""
+        kernel = self.conversions[name]
+        source = kernel.inputs[0]
+        last = kernel.workload.op == "quantize" and self._layout.get(source, PLANAR) == LAST
+        self._layout[name] = LAST if last else PLANAR
+        self._want(source, self._layout[name])
+        self._converted.add(source)
+
+    def _want(self, tensor: str, layout: int) -> None:
+        if self._layout.get(tensor, PLANAR) != layout:
+            self._moved[tensor] = self._moved.get(tensor, 0) | layout
+
+    def _peculiarity(self, kernel: Kernel) -> int:
+        name = kernel.name
+        if self._float_readers[name] > 1:
+            return SHARED
+        between = name in self._dequantised and name in self._converted and name not in self._read_plainly
+        return ISOLATED if between and kernel.workload.op in WEIGHTED_OPS else PLAIN
 
 
-def parse_label(text: str) -> int:
-    """Inverse of `label`; raises ValueError for another word."""
-    for bits, word in _LABELS.items():
-        if word == text:
-            return bits
-    raise ValueError(f"{text!r} is not one of {', '.join(_LABELS.values())}")
+def _layouts(workload: Workload, inputs: set[int]) -> tuple[int, int]:
+    """(wanted of the inputs, made), given the layouts that the inputs come in."""
+    if workload.op == "conv":
+        return _convolution_layouts(workload)
+    if workload.op in _ELEMENTWISE and len(inputs) == 1:
+        shared = next(iter(inputs))
+        return shared, shared
+    return PLANAR, PLANAR
 
 
-@dataclass(frozen=True, slots=True)
-class Encoder:
-    """Sites as numbers, given the operations that were seen while fitting."""
-
-    ops: tuple[str, ...]
-
-    @staticmethod
-    def of(seen: Iterable[Site]) -> "Encoder":
-        return Encoder(tuple(sorted({site.workload.op for site in seen})))
-
-    def for_trees(self, seen: Sequence[Site]) -> Floats:
-        """One row per site: raw and padded channels, work, traffic, neighbours; trees need no scaling."""
-        return np.array([self._raw(site) for site in seen], dtype=np.float64).reshape(len(seen), -1)
-
-    def for_distances(self, seen: Sequence[Site]) -> Floats:
-        """One row per site, scaled so that a distance of about 3 means another kind of kernel.
-
-        Channels and positions enter as logarithms (a factor of two is 0.7 and 0.5), facts as 0 or 1.5.
-        """
-        return np.array([self._scaled(site) for site in seen], dtype=np.float64).reshape(len(seen), -1)
-
-    def _raw(self, site: Site) -> list[float]:
-        w = site.workload
-        positions, window = math.prod(w.out_size), math.prod(w.window)
-        padded_in, padded_out = _ceil(w.in_channels, _BLOCK), _ceil(w.out_channels, _BLOCK)
-        op = self.ops.index(w.op) if w.op in self.ops else -1
-        traffic = w.in_channels * math.prod(w.size) * site.arity + w.out_channels * positions
-        return [
-            op, w.dtype is DType.INT8, w.in_channels, w.out_channels, padded_in, padded_out,
-            _ceil(w.in_channels, _DOT_PRODUCT), _ceil(w.out_channels, _DOT_PRODUCT), *_multiples(w), positions,
-            math.prod(w.size), window, math.prod(w.stride), w.groups, w.macs, w.weights,
-            padded_in * padded_out * window * positions / w.groups, traffic, len(w.fused), *_neighbours(site),
-            site.arity,
-        ]  # fmt: skip
-
-    def _scaled(self, site: Site) -> list[float]:
-        w = site.workload
-        return [
-            *(3.0 * (w.op == op) for op in self.ops), 3.0 * (w.dtype is DType.INT8),
-            math.log2(w.in_channels) / 1.5, math.log2(w.out_channels) / 1.5, *(1.5 * fact for fact in _multiples(w)),
-            math.log2(math.prod(w.out_size)) / 2, math.log2(w.groups) / 2, math.prod(w.window) / 5, 2.0 * len(w.fused),
-            *(1.5 * fact for fact in _neighbours(site)),
-        ]  # fmt: skip
-
-
-def _multiples(workload: Workload) -> tuple[bool, ...]:
-    """What decides the runtime's layout and its vector loops: multiples of 4 and 16, and less than one block."""
-    i, o = workload.in_channels, workload.out_channels
-    return i % _DOT_PRODUCT == 0, o % _DOT_PRODUCT == 0, i % _BLOCK == 0, o % _BLOCK == 0, i < _BLOCK
-
-
-def _neighbours(site: Site) -> tuple[bool, ...]:
-    return bool(site.sources & 1), bool(site.sources & 2), bool(site.readers & 1), bool(site.readers & 2)
-
-
-def _ceil(channels: int, multiple: int) -> int:
-    return -(-channels // multiple) * multiple
+def _convolution_layouts(workload: Workload) -> tuple[int, int]:
+    """A blocked convolution with less than a block of input channels reads them planar."""
+    inputs, outputs = workload.in_channels, workload.out_channels
+    if workload.dtype is DType.INT8:
+        return LAST, LAST
+    if workload.groups > 1:
+        return (BLOCKED, BLOCKED) if outputs % BLOCK == 0 else (PLANAR, PLANAR)
+    if outputs % DOT_PRODUCT or (inputs >= BLOCK and inputs % DOT_PRODUCT):
+        return PLANAR, PLANAR
+    return (BLOCKED if inputs >= BLOCK else PLANAR), BLOCKED

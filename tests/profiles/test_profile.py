@@ -14,7 +14,7 @@ from autocompress.devices.base import NodeTime
 from autocompress.errors import DeviceError, ProfileError, StorageError
 from autocompress.precision import lower
 from autocompress.profiles import Profile, ProfileWarning, calibrate, list_profiles, load
-from autocompress.profiles.calibrate import attribute
+from autocompress.profiles.calibration import attribute
 from autocompress.profiles.predictor import KernelTimes
 from autocompress.profiles.profile import SEARCH_PATH_VARIABLE
 from autocompress.profiles.sites import sites
@@ -89,7 +89,7 @@ def test_a_breakdown_adds_up_to_the_prediction(profile: Profile) -> None:
     assert sum(parts.values()) == pytest.approx(profile.predict(NEW[0]).seconds, rel=0.02)
 
 
-def test_known_kernels_are_priced_without_the_trees(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_kernels_are_priced_without_estimating(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     estimate = KernelTimes._estimate
     monkeypatch.setattr(KernelTimes, "_estimate", lambda self, new: (calls.append(len(new)), estimate(self, new))[1])
@@ -164,6 +164,7 @@ DAMAGE = {
     "half a file": ("kernels.csv", lambda text: text[: len(text) // 2], "is damaged"),
     "no number": ("kernels.csv", lambda text: text.replace("conv,fp32,3", "conv,fp32,three"), "kernels.csv:.*three"),
     "an unknown format": ("kernels.csv", lambda text: text.replace(",fp32,", ",fp31,", 1), "fp31"),
+    "an unknown layout": ("kernels.csv", lambda text: text.replace(",planar", ",planer", 1), "planer.*planar"),
     "a NaN ratio": ("models.csv", lambda text: re.sub(r"(p0,\w+),[^,]*", r"\1,nan", text), r"models\.csv"),
     "a kernel that is not there": ("models.csv", lambda text: text.rstrip() + " 999999\n", "'999999' is not in"),
 }
