@@ -61,7 +61,7 @@ def test_a_truncated_layer_keeps_shape_and_mean(name: str, kind: str) -> None:
     torch.testing.assert_close(found.mean(mean), expected.mean(mean), atol=1e-4, rtol=1e-3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_svd_is_optimal_on_the_inputs(seed: int, rank: int) -> None:
     """No rank-r matrix is closer: the error is the squared singular values of W S beyond r (Eckart-Young), but for the

@@ -23,6 +23,7 @@ from autocompress.matrices import (
     shift_outputs,
     solve,
 )
+from autocompress.repair.batch_norm import Moments, moments, reestimate
 
 RIDGE = 1e-2
 """Of the mean squared input: ten times that of the Gram matrices, since the rows come from fewer samples."""
@@ -38,18 +39,25 @@ def refit(
 
     Where a layer's output goes into a residual add, it is fitted to what the add lacks: the original's sum less what
     the shortcut now brings, so that later branches make up for what earlier ones lost. Of a factorised layer the last
-    part is refitted. `keep` is what the model was cut with. Returns the layers' names; those that nothing before them
-    has changed are left alone.
+    part is refitted. Batch norms behind anything else (depthwise layers) have their statistics re-estimated in turn.
+    `keep` is what the model was cut with. Returns the layers' names; those that nothing before them has changed stay as
+    they are.
     """
     layers = {_module_of(model, name): name for name in targets.outputs}
     refitted = []
 
     def before(flow: "_Flow", node: Node) -> None:
-        name = layers.get(str(node.target)) if node.op == "call_module" else None
-        if name is not None:
-            rows = kept_positions(graph, keep, name, produces=True)
-            if _refit(model, flow, node, targets.outputs[name].of(rows), ridge):
-                refitted.append(name)
+        if node.op != "call_module":
+            return
+        name = str(node.target)
+        if name in layers:
+            rows = kept_positions(graph, keep, layers[name], produces=True)
+            if _refit(model, flow, node, targets.outputs[layers[name]].of(rows), ridge):
+                refitted.append(layers[name])
+        elif name in targets.norms:
+            channels = kept_positions(graph, keep, name, produces=False, tensor="running_mean")
+            now = moments(flow.value(node.all_input_nodes[0]))
+            reestimate(model.get_submodule(name), now, targets.norms[name].of(channels))
 
     _Flow(model, targets.inputs, before).run()
     return tuple(refitted)
@@ -78,10 +86,11 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Inputs, and what the original's layers make of them."""
+    """Inputs, what the original's layers make of them, and the inputs' moments of the norms behind no such layer."""
 
     inputs: tuple[Tensor, ...]
     outputs: Mapping[str, Output]
+    norms: Mapping[str, Moments]
 
 
 def record(model: GraphModule, layers: Sequence[str], batches: Sequence[Batch], seed: int = 0) -> Targets:
@@ -90,6 +99,7 @@ def record(model: GraphModule, layers: Sequence[str], batches: Sequence[Batch], 
     generator = torch.Generator().manual_seed(seed)
     chosen: dict[str, Tensor | None] = {}
     rows: dict[tuple[str, str], Tensor] = {}
+    norms: dict[str, Moments] = {}
     places: dict[Node, list[tuple[str, str]]] = {}
     for node in model.graph.nodes:
         if node.op == "call_module" and node.target in layers:
@@ -99,9 +109,14 @@ def record(model: GraphModule, layers: Sequence[str], batches: Sequence[Batch], 
                 places.setdefault(add, []).append((str(node.target), "total"))
 
     def before(flow: "_Flow", node: Node) -> None:
-        if node.op == "call_module" and node.target in layers:
+        if node.op != "call_module":
+            return
+        name, module = str(node.target), model.get_submodule(str(node.target))
+        if name in layers:
             x = flow.value(node.all_input_nodes[0])
-            chosen[str(node.target)] = draw_positions(model.get_submodule(str(node.target)), x, len(x), generator)
+            chosen[name] = draw_positions(module, x, len(x), generator)
+        elif isinstance(module, BATCH_NORMS) and node not in places:
+            norms[name] = moments(flow.value(node.all_input_nodes[0]))
 
     def after(node: Node, value: Any) -> None:
         for layer, place in places.get(node, ()):
@@ -109,7 +124,7 @@ def record(model: GraphModule, layers: Sequence[str], batches: Sequence[Batch], 
 
     _Flow(model, inputs, before, after).run()
     outputs = {name: Output(chosen[name], rows[name, "end"], rows.get((name, "total"))) for name in layers}
-    return Targets(inputs, outputs)
+    return Targets(inputs, outputs, norms)
 
 
 def _refit(model: GraphModule, flow: "_Flow", node: Node, wanted: Output, ridge: float) -> bool:

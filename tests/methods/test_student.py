@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress.build import plan_kernels, restructure, widths
@@ -22,7 +22,6 @@ ZOO = ["resnet", "mobilenet", "shufflenet", "dense", "transformer"]
 
 
 @pytest.mark.parametrize("name", ZOO)
-@settings(deadline=None)
 @given(width=st.floats(0.01, 0.99))
 def test_kept_channels_are_snapped_and_fewer_than_before(name: str, width: float) -> None:
     graph = zoo(name).graph

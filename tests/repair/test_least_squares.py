@@ -73,7 +73,7 @@ def test_redundant_channels_are_removed_without_loss(norm: bool) -> None:
         torch.testing.assert_close(outputs, expected, atol=2e-3, rtol=1e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sets(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 20))
 def test_the_readers_error_never_grows(kept: set[int], seed: int) -> None:
     model = chain(seed=seed)
