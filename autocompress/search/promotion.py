@@ -1,6 +1,6 @@
 """What happens to the best of the trials: all of validation, fine-tuning, then timing and certification."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +28,10 @@ MIN_TRANCHE_S = 0.5
 """Training for less changes nothing."""
 
 LEAST_FINALISTS = 5
-CHECKS_PER_FINALIST = 3
-"""A finalist is built twice and scored twice, which takes about three times as long as a look at all of validation."""
+"""Models verified in the end, however little time is left."""
+
+CHECKS_PER_FINALIST = 2
+"""A finalist is built, and scored on the test split too: at most as long as two looks at all of validation."""
 
 TIMING_SHARE = 0.4
 """Share of the last stage that goes into timing; the rest exports, scores and certifies."""
@@ -48,6 +50,7 @@ class Promotion:
     clock: Clock
     tell: Callable[[str, str], None]
     _check_s: list[float] = field(default_factory=list)
+    _overhead_s: list[float] = field(default_factory=list)
 
     def validate(self, deadline: float) -> None:
         """Scores the trials' best on all of validation, while time lasts."""
@@ -103,17 +106,20 @@ class Promotion:
         timed = self.evaluator.measure(paths, TIMING_SHARE * self.clock.until(deadline))
         for key, latency in timed.items():
             self.ledger.record(replace(self.ledger[key], measured=latency))
-        while waiting := [c for c in self._front(timed) if c.rung is not Rung.MEASURED]:
-            for candidate in waiting:
-                self._certify(candidate, artifacts[candidate.id], on_test=True)
-        for key in timed:
-            candidate = self.ledger[key]
-            if (
-                candidate.rung is not Rung.MEASURED
-                and is_scored(candidate)
-                and self.clock.until(deadline) > candidate.seconds
-            ):
-                self._certify(candidate, artifacts[key], on_test=False)
+        self._certify_in_turn(artifacts, timed, deadline)
+
+    def _certify_in_turn(self, artifacts: Mapping[str, Artifact], timed: Iterable[str], deadline: float) -> None:
+        """The front first, anew whenever one of it fails; then the others. At least a few, then while time lasts."""
+        spent_s: list[float] = []
+        while len(spent_s) < LEAST_FINALISTS or self.clock.until(deadline) >= _mean(spent_s, 0.0):
+            front = [c for c in self._front(timed) if c.rung is not Rung.MEASURED]
+            others = [c for key in timed if is_scored(c := self.ledger[key]) and c.rung is not Rung.MEASURED]
+            if not others:
+                return
+            candidate = by_rank(front or others, 1)[0]
+            begun = self.clock.elapsed
+            self._certify(candidate, artifacts[candidate.id], on_test=bool(front))
+            spent_s.append(self.clock.elapsed - begun)
 
     def _front(self, timed: Iterable[str]) -> list[Candidate]:
         """What would be the run's front if all that was timed kept its promise."""
@@ -124,13 +130,16 @@ class Promotion:
     def _tranches(self, candidates: Sequence[Candidate], end: float) -> None:
         """One tranche each, slowest plan first, so that each can begin where its milder neighbour ended."""
         for place, candidate in enumerate(candidates):
-            seconds = self.clock.until(end) / (len(candidates) - place) - 2 * candidate.seconds
+            overhead_s = _mean(self._overhead_s, 4 * candidate.seconds)
+            seconds = self.clock.until(end) / (len(candidates) - place) - overhead_s
             if seconds < MIN_TRANCHE_S:
                 return
             self.tell("fine-tuning", f"plan {candidate.id}, {place + 1} of {len(candidates)}, {seconds:.0f} s")
+            begun = self.clock.elapsed
             spent = replace(candidate, trained_s=candidate.trained_s + seconds)
             with self._failing(spent, status=Status.COMPLETE), self._scratch(candidate) as path:
                 self._train(candidate, seconds, path)
+            self._overhead_s.append(max(0.0, self.clock.elapsed - begun - seconds))
 
     def _train(self, candidate: Candidate, seconds: float, scratch: Path) -> None:
         """Keeps the trained weights if they score better than what the candidate had."""
@@ -160,19 +169,20 @@ class Promotion:
     def _affordable(self, deadline: float) -> int:
         """Finalists that can be scored on both splits and certified before the deadline; at least a few are."""
         asked = self.settings.measuring.candidates
-        if not self._check_s or not self.clock.limited:
+        each_s = CHECKS_PER_FINALIST * _mean(self._check_s, 0.0)
+        if not each_s or not self.clock.limited:
             return asked
-        each_s = CHECKS_PER_FINALIST * sum(self._check_s) / len(self._check_s)
         return min(asked, max(LEAST_FINALISTS, int((1 - TIMING_SHARE) * self.clock.until(deadline) / each_s)))
 
     def _finalists(self, count: int) -> list[Candidate]:
-        """The best by rank of those within the limits (of all if none is), those beyond hope last, and the original;
-        less those done already."""
+        """The best by rank of those within the limits (of all if none is), with those beyond hope only to make up a
+        few, and the original; less those done already."""
         scored = on_one_scale(self.ledger.at(*Rung), self.baseline)
         within = [c for c in scored if self.limits.allow(c)]
         wanted = hopeful(within, self.baseline, self._worst(), self.limits)
         others = [c for c in within or scored if c not in wanted]
-        chosen = [c.id for c in (by_rank(wanted, count) + by_rank(others, count))[:count]]
+        filling = max(0, LEAST_FINALISTS - len(wanted))
+        chosen = [c.id for c in by_rank(wanted, count) + by_rank(others, filling)]
         chosen += [c.id for c in scored if not c.plan.steps and c.id not in chosen]
         return [c for key in chosen if (c := self.ledger[key]).rung is not Rung.MEASURED]
 
@@ -223,3 +233,7 @@ class Promotion:
             for path in leftover:
                 path.unlink(missing_ok=True)
             self.ledger.record(replace(candidate, status=status, reason=str(error)))
+
+
+def _mean(values: Sequence[float], otherwise: float) -> float:
+    return sum(values) / len(values) if values else otherwise

@@ -150,9 +150,10 @@ def test_a_certificate_holds_what_was_found(evaluator, plans, tmp_path):
 
 def test_a_file_of_other_weights_is_not_certified(evaluator, plans, tmp_path):
     """Mutation: the model exported is not the one that the candidate describes."""
-    artifact = evaluator.export(plans["drop"], None, tmp_path / "m.onnx")
+    promised = evaluator.export(plans["original"], None, tmp_path / "m.onnx")
+    evaluator.export(plans["drop"], None, tmp_path / "m.onnx")
     with pytest.raises(VerificationError, match="differs from its torch model"):
-        evaluator.certify(candidate(evaluator, plans["original"]), artifact, evaluator.baseline())
+        evaluator.certify(candidate(evaluator, plans["original"]), promised, evaluator.baseline())
     assert not list(tmp_path.glob("*.card.json"))
 
 
