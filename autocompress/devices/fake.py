@@ -161,8 +161,14 @@ class _Reader:
     def _is_int8(self, node: Any) -> bool:
         """Whether every tensor that it computes with was dequantised just before."""
         operands = node.input[:2] if node.op_type in _WEIGHTED else [t for t in node.input if t not in self._constants]
-        makers = [self._maker.get(tensor) for tensor in operands]
-        return bool(makers) and all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+        return bool(operands) and all(map(self._is_dequantised, operands))
+
+    def _is_dequantised(self, tensor: str) -> bool:
+        """Straight from int8, or with its axes put in another order on the way."""
+        maker = self._maker.get(tensor)
+        while maker is not None and maker.op_type == "Transpose":
+            maker = self._maker.get(maker.input[0])
+        return maker is not None and maker.op_type == "DequantizeLinear"
 
     def _is_constant(self, tensor: str) -> bool:
         if not tensor or tensor in self._constants:

@@ -37,6 +37,7 @@ NOISE = 0.01
 """Standard deviation of a measured ratio (repetitions differ by 0.6 % in the median, 1.4 % at the 90th percentile)."""
 
 _FALLBACK_SCORE = 3.0
+_FIRST_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +163,14 @@ class Predictor:
         self._classes = ClassCorrection(times, models)
         self._smooth = SmoothCorrection(times.coordinates, models, _Prices(times, self._classes))
         self._row: dict[Site, int] = {}
-        self._table = np.zeros((0, 2))
-        self._features = np.zeros((0, len(self._smooth.weights)))
+        self._table = np.zeros((_FIRST_ROWS, 2 + len(self._smooth.weights)))
         self.factor = _conformal_factor([*(self.score(model) for model in calibration), *scores])
 
     def predict(self, wanted: Sequence[Site]) -> Prediction:
         """The ratio of a model with these kernels (a site counts as often as it occurs)."""
         rows = self._rows(wanted)
-        ratio, measured = self._table[rows].sum(axis=0)
-        ratio += self._classes.intercept
-        spread = self._features[rows].sum(axis=0)
+        sums = self._table[rows].sum(axis=0)
+        ratio, measured, spread = sums[0] + self._classes.intercept, sums[1], sums[2:]
         variance = float(spread @ self._smooth.covariance @ spread) + (NOISE * ratio) ** 2
         return Prediction(float(ratio), math.sqrt(variance), float(measured / ratio) if ratio > 0 else 0.0)
 
@@ -195,10 +194,15 @@ class Predictor:
         features = self._smooth.features(new)
         prices = np.maximum(base * (1 + features @ self._smooth.weights), 0.0)
         known = np.array([site in self.times.measured for site in new])
+        self._append(new, np.column_stack([prices, prices * known, features * base[:, None]]))
+
+    def _append(self, new: Sequence[Site], rows: Floats) -> None:
+        """Columns: price, price if measured, features; room for rows doubles when it runs out."""
         first = len(self._row)
+        while len(self._table) < first + len(new):
+            self._table = np.vstack([self._table, np.zeros_like(self._table)])
+        self._table[first : first + len(new)] = rows
         self._row.update((site, first + i) for i, site in enumerate(new))
-        self._table = np.vstack([self._table, np.column_stack([prices, prices * known])])
-        self._features = np.vstack([self._features, features * base[:, None]])
 
     def _rows(self, wanted: Sequence[Site]) -> list[int]:
         row = self._row

@@ -7,7 +7,7 @@ is how ONNX Runtime's CPU provider settles it: on 340 mixed-precision ResNets th
 its optimised graphs (correlation 0.99). For other runtimes the same facts are merely features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autocompress.precision import lower
@@ -58,6 +58,7 @@ class _Walk:
     def __init__(self, lowered: Sequence[Kernel]) -> None:
         self._quantised = {k.inputs[0]: k.name for k in lowered if k.workload.op == "quantize"}
         self._dequantised = {k.inputs[0]: k.name for k in lowered if k.workload.op == "dequantize"}
+        self._entering = _read_for_several(lowered, self._quantised)
         self._layout: dict[str, int] = {}
         self._moved: dict[str, int] = {}
         self._float_readers: dict[str, int] = {}
@@ -87,21 +88,24 @@ class _Walk:
         )
 
     def _tensor(self, source: str, reader: Kernel) -> str:
-        """The tensor that a kernel reads of what `source` makes: in the reader's number format.
-
-        Quantising keeps channels last; blocked tensors and all that is dequantised are planar.
-        """
+        """The tensor that a kernel reads of what `source` makes: in the reader's number format."""
         int8 = reader.workload.dtype is DType.INT8
         name = (self._quantised if int8 else self._dequantised).get(source)
         if name is None:
             self._read_plainly.add(source)
             return source
         if name not in self._layout:
-            self._convert(source, name, LAST if int8 and self._layout.get(source, PLANAR) == LAST else PLANAR)
+            self._convert(source, name, self._quantised_layout(source) if int8 else PLANAR)
         if not int8:
             self._float_readers[name] = self._float_readers.get(name, 0) + 1
             self._reads_dequantised.add(reader.name)
         return name
+
+    def _quantised_layout(self, source: str) -> int:
+        """Quantising keeps channels last, and puts them last for a convolution and others (see export/layout.py);
+        otherwise its result is planar, as is all that is dequantised."""
+        last = self._layout.get(source, PLANAR) == LAST or source in self._entering
+        return LAST if last else PLANAR
 
     def _convert(self, source: str, name: str, layout: int) -> None:
         self._layout[name] = layout
@@ -114,6 +118,16 @@ class _Walk:
             return SHARED
         between = name in self._reads_dequantised and name in self._quantised and name not in self._read_plainly
         return ISOLATED if between and kernel.workload.op in WEIGHTED_OPS else PLAIN
+
+
+def _read_for_several(lowered: Sequence[Kernel], quantised: Mapping[str, str]) -> set[str]:
+    """Sources whose quantised tensor is read by an int8 convolution and by something else."""
+    convolutions, others = set[str](), set[str]()
+    if quantised:
+        for kernel in lowered:
+            if kernel.workload.dtype is DType.INT8 and kernel.workload.op not in _CONVERSIONS:
+                (convolutions if kernel.workload.op == "conv" else others).update(kernel.inputs)
+    return convolutions & others & quantised.keys()
 
 
 def _layouts(workload: Workload, inputs: list[int]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from autocompress.devices.base import NodeTime
 from autocompress.errors import DeviceError, ProfileError, StorageError
 from autocompress.precision import lower
-from autocompress.profiles import Profile, ProfileWarning, calibrate, list_profiles, load
+from autocompress.profiles import Profile, ProfileWarning, calibrate, list_profiles, load, predictor
 from autocompress.profiles.calibration import attribute
 from autocompress.profiles.predictor import KernelTimes
 from autocompress.profiles.profile import SEARCH_PATH_VARIABLE
@@ -101,6 +101,12 @@ def test_known_kernels_are_priced_without_estimating(profile: Profile, monkeypat
     for kernels in NEW:
         fresh.predict(kernels)
     assert len(calls) == 2
+
+
+def test_prices_are_kept_while_the_table_grows(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "_FIRST_ROWS", 2)
+    fresh = Profile(profile.description, profile.kernels, profile.models)
+    assert [fresh.predict(kernels).seconds for kernels in NEW] == [profile.predict(k).seconds for k in NEW]
 
 
 def test_measured_candidates_correct_the_profile_and_widen_its_interval(profile: Profile) -> None:
