@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -52,20 +52,24 @@ def calibrate(
     inputs: Sequence[Array],
     *,
     name: str | None = None,
-    holdout: int | None = None,
+    holdout: int | Collection[str] | None = None,
     progress: Progress | None = None,
     resume_dir: Path | None = None,
 ) -> Profile:
     """Measure whole models and their kernels, and fit a profile.
 
-    `holdout` of the plans (a third by default), spread evenly, are only measured whole: the predictor never sees them,
-    they calibrate its interval and its error is reported on them. With `resume_dir`, what was measured is kept there
-    and a calibration that was interrupted goes on. Raises ProfileError without plans, DeviceError if the device fails.
+    `holdout` of the plans (a third by default), spread evenly, or those with these keys, are only measured whole: the
+    predictor never sees them, they calibrate its interval and its error is reported on them. With `resume_dir`, what
+    was measured is kept there and a calibration that was interrupted goes on. Raises ProfileError without plans,
+    DeviceError if the device fails.
     """
     if not plans:
         raise ProfileError("calibration needs at least one plan to measure, got none")
     planned = [Planned(*plan) for plan in plans]
-    held_out = _spread(planned, len(planned) // 3 if holdout is None else holdout)
+    if holdout is None or isinstance(holdout, int):
+        held_out = _spread(planned, len(planned) // 3 if holdout is None else holdout)
+    else:
+        held_out = frozenset(holdout)
     log = _Log(resume_dir)
     todo = [plan for plan in planned if plan.key not in log.measured]
     for start in range(0, len(todo), _CHUNK):
@@ -125,7 +129,7 @@ def _decode_node(row: dict[str, Any]) -> NodeTime:
 
 
 def _measure_chunk(
-    device: Device, chunk: Sequence[Planned], held_out: set[str], reference: Path, inputs: Sequence[Array]
+    device: Device, chunk: Sequence[Planned], held_out: Collection[str], reference: Path, inputs: Sequence[Array]
 ) -> list[Measured]:
     measurements = measure(device, {plan.key: plan.path for plan in chunk}, reference, inputs, rounds=ROUNDS)
     rows = []
@@ -140,14 +144,14 @@ def _measure_chunk(
 def _profile(
     device: Device,
     planned: Sequence[Planned],
-    held_out: set[str],
+    held_out: Collection[str],
     measured: Mapping[str, Measured],
     reference: Path,
     name: str,
 ) -> Profile:
     reference_s = median(measured[plan.key].reference_s for plan in planned)
     where = {plan.key: sites(plan.kernels) for plan in planned}
-    overhead_s = _node_overhead(measured.values(), reference_s)
+    overhead_s = _node_overhead([measured[p.key] for p in planned if p.key not in held_out], reference_s)
     capabilities = device.capabilities()
     description = Description(
         name=name, device=device.name, runtime=device.runtime, reference=reference.name, reference_s=reference_s,
@@ -156,7 +160,8 @@ def _profile(
         environment=device.environment(),
     )  # fmt: skip
     models = [_model_row(measured[p.key], where[p.key], p.key in held_out) for p in planned]
-    kernels = _kernel_rows([(measured[key], places) for key, places in where.items()], reference_s, overhead_s)
+    fitted = [(measured[key], places) for key, places in where.items() if key not in held_out]
+    kernels = _kernel_rows(fitted, reference_s, overhead_s)
     return Profile(description, kernels, tuple(models))
 
 
@@ -197,10 +202,10 @@ def _kernel_rows(
     return {site: KernelRow(time_s=median(times), samples=len(times)) for site, times in samples.items()}
 
 
-def _spread(plans: Sequence[Planned], count: int) -> set[str]:
+def _spread(plans: Sequence[Planned], count: int) -> frozenset[str]:
     """Keys of `count` plans at equal distances."""
     step = len(plans) / count if count else 0
-    return {plans[int((i + 0.5) * step)].key for i in range(min(count, len(plans)))}
+    return frozenset(plans[int((i + 0.5) * step)].key for i in range(min(count, len(plans))))
 
 
 def _owners(nodes: Sequence[NodeTime], longest_first: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,191 @@
+"""The latency predictor's error on whole models that it never saw, beside two baselines fitted to the same models.
+
+    python benchmarks/predictor.py --data DIR --depth 20 --run RUN
+
+Plans are drawn from the search space of a trained CIFAR ResNet, built, and measured in turn with the original. For each
+seed, 40 of them are set aside, the others make a profile (a third of them to calibrate its interval), and the 40 are
+predicted from their shapes. With --run, so are the models that a search ended with, which are timed afresh.
+"""
+
+import json
+import random
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, median
+from typing import Annotated, Any
+
+import cifar
+import numpy as np
+import typer
+from environment import environment
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import nnls
+
+from autocompress.accuracy import Accuracy, accuracy
+from autocompress.build import build, plan_kernels
+from autocompress.devices import Device, open_device
+from autocompress.export.onnx import plain_onnx, to_onnx
+from autocompress.graph import trace
+from autocompress.graph.types import Graph
+from autocompress.measure import measure, to_ratio
+from autocompress.methods import methods
+from autocompress.plan import Plan
+from autocompress.profiles import Planned, Profile, calibrate
+from autocompress.profiles.files import Role
+from autocompress.profiles.kernel_times import kernel_class
+from autocompress.profiles.sites import Site, sites
+from autocompress.search.profiling import sample_plans
+from autocompress.search.space import find_space
+from autocompress.workload import DType, Latency
+
+HELD_OUT = 40
+SAMPLE = [np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)]
+
+console = Console()
+
+Predict = Callable[[Iterable[Site]], float]
+"""Sites of a whole model → ratio to the original."""
+
+
+def built(graph: Graph, device: Device, count: int, seed: int, folder: Path) -> list[Planned]:
+    """Sampled plans with their exported models; weights do not matter to time, so nothing is repaired."""
+    found = []
+    for plan in sample_plans(find_space(graph, methods(), device.capabilities()), count, seed):
+        path = folder / f"{plan.key}.onnx"
+        to_onnx(build(plan, graph, None), path, plan.key)
+        found.append(Planned(plan.key, plan_kernels(plan, graph), path))
+    return found
+
+
+def macs_baseline(profile: Profile) -> Predict:
+    """Linear in the multiplications of each precision, and a constant."""
+
+    def row(where: Iterable[Site]) -> list[float]:
+        macs = {dtype: 0.0 for dtype in DType}
+        for site in where:
+            macs[site.workload.dtype] += site.workload.macs / 1e6
+        return [*macs.values(), 1.0]
+
+    fitted = [model for model in profile.models if model.role is Role.FIT]
+    rows = np.array([row(model.sites) for model in fitted]) / np.array([[model.ratio] for model in fitted])
+    weights = nnls(rows, np.ones(len(rows)))[0]
+    return lambda where: float(np.dot(row(where), weights))
+
+
+def lookup_baseline(profile: Profile) -> Predict:
+    """The runtime's own times of the kernels added up; an unseen kernel takes what its operation takes per element."""
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for site, row in profile.kernels.items():
+        times[kernel_class(site)].append((row.time_s or 0.0) / _work(site))
+
+    def seconds(site: Site) -> float:
+        row = profile.kernels.get(site)
+        if row is not None and row.time_s is not None:
+            return row.time_s
+        return _work(site) * median(times.get(kernel_class(site), [0.0]))
+
+    return lambda where: sum(map(seconds, where)) / profile.reference_s
+
+
+def _work(site: Site) -> float:
+    w = site.workload
+    return w.macs or w.out_channels * float(np.prod(w.out_size))
+
+
+def compared(profile: Profile, models: Sequence[tuple[Planned, float]]) -> dict[str, Accuracy]:
+    """Accuracy of each predictor on (plan, measured ratio) pairs."""
+
+    def of(predict: Callable[[Planned], Latency]) -> Accuracy:
+        return accuracy([(predict(plan), ratio * profile.reference_s) for plan, ratio in models])
+
+    def point(baseline: Predict) -> Callable[[Planned], Latency]:
+        def predict(plan: Planned) -> Latency:
+            seconds = baseline(sites(plan.kernels).values()) * profile.reference_s
+            return Latency(seconds, seconds, seconds, 0.0)
+
+        return predict
+
+    return {
+        "autocompress": of(lambda plan: profile.predict(plan.kernels)),
+        "sum of profiled kernels": of(point(lookup_baseline(profile))),
+        "multiplications per precision": of(point(macs_baseline(profile))),
+    }
+
+
+def ended_with(run: Path, graph: Graph, device: Device) -> list[tuple[Planned, float]]:
+    """The models on a run's front with their ratios, timed afresh."""
+    ids = [
+        path.stem for path in sorted((run / "models").glob("*.onnx")) if (run / "plans" / f"{path.stem}.json").exists()
+    ]
+    plans = {i: Plan.from_json((run / "plans" / f"{i}.json").read_text()) for i in ids}
+    paths = {i: run / "models" / f"{i}.onnx" for i in ids}
+    found = measure(device, paths, run / "models" / "original.onnx", SAMPLE)
+    return [(Planned(i, plan_kernels(plans[i], graph), paths[i]), to_ratio(found[i]).value) for i in ids]
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with cifar10/.")],
+    depth: Annotated[int, typer.Option(help="20 or 56.")] = 20,
+    plans: Annotated[int, typer.Option(help="Plans to build and measure.")] = 160,
+    seeds: Annotated[int, typer.Option(help="Random splits into known and held-out models.")] = 5,
+    run: Annotated[Path | None, typer.Option(help="A finished search of this model.")] = None,
+    out: Annotated[Path, typer.Option(help="JSON file.")] = Path("predictor.json"),
+) -> None:
+    task = cifar.make_task(data, depth)
+    graph, device = trace(task.model, task.example_inputs), open_device("ort:cpu")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        reference = folder / "original.onnx"
+        plain_onnx(task.model, (task.example_inputs,), reference)
+        models = built(graph, device, plans, 0, folder)
+
+        def profile_of(chosen: Sequence[Planned], holdout: int | None = None) -> Profile:
+            return calibrate(device, chosen, reference, SAMPLE, holdout=holdout, resume_dir=folder)
+
+        everything = profile_of(models, holdout=0)
+        ratio = {row.id: row.ratio for row in everything.models}
+        rows: dict[str, list[Accuracy]] = defaultdict(list)
+        for seed in range(seeds):
+            test = set(random.Random(seed).sample(sorted(ratio), HELD_OUT))
+            profile = profile_of([plan for plan in models if plan.key not in test])
+            for system, found in compared(profile, [(p, ratio[p.key]) for p in models if p.key in test]).items():
+                rows[system].append(found)
+        ended = compared(profile_of(models), ended_with(run, graph, device)) if run else {}
+    _report(depth, rows, ended, everything.reference_s, out)
+
+
+def _report(
+    depth: int, rows: dict[str, list[Accuracy]], ended: dict[str, Accuracy], reference_s: float, out: Path
+) -> None:
+    document: dict[str, Any] = {
+        "environment": environment(), "depth": depth, "original_ms": 1e3 * reference_s,
+        "held_out": {system: [asdict(found) for found in seeds] for system, seeds in rows.items()},
+        "ended_with": {system: asdict(found) for system, found in ended.items()},
+    }  # fmt: skip
+    out.write_text(json.dumps(document, indent=1))
+    seeds = len(next(iter(rows.values())))
+    _table(f"ResNet-{depth}, {HELD_OUT} held-out plans, mean of {seeds} splits", rows)
+    if ended:
+        count = next(iter(ended.values())).models
+        _table(f"ResNet-{depth}, {count} models that a search ended with", {s: [found] for s, found in ended.items()})
+
+
+def _table(title: str, rows: dict[str, list[Accuracy]]) -> None:
+    table = Table(
+        "predictor", "MAPE", "worst split", "in 5 %", "in 10 %", "Spearman", "in its interval", title=title, box=None
+    )
+    for system, found in rows.items():
+        shares = (f"{mean(getattr(a, name) for a in found):.1%}" for name in ("within_5", "within_10"))
+        errors = [a.mape for a in found]
+        inside = f"{mean(a.covered for a in found):.1%}" if system == "autocompress" else ""
+        rank = f"{mean(a.spearman for a in found):.3f}"
+        table.add_row(system, f"{mean(errors):.2%}", f"{max(errors):.2%}", *shares, rank, inside)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
