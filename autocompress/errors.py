@@ -18,8 +18,8 @@ AutocompressError
 A message says what was asked, what was found, what is valid and what to do next, in one line.
 """
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 class AutocompressError(Exception):

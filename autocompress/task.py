@@ -1,7 +1,8 @@
 """What the user hands over: a trained model, data, and how to judge it."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -32,8 +33,8 @@ class Task:
     `example_inputs` is a tensor or a tuple of tensors with a batch dimension first; `train` may be missing (nothing is
     fine-tuned), `test` may be missing (the report says that the front was chosen and scored on one split),
     `calibration` defaults to the training data without labels being used. `score` defaults to top-1 accuracy, `loss` to
-    cross-entropy. `frozen` holds fnmatch patterns of layer names to leave alone. `student(width)` may return a narrower,
-    untrained model of the user's own.
+    cross-entropy. `frozen` holds fnmatch patterns of layer names to leave alone. `student(width)` may return a
+    narrower, untrained model of the user's own.
     """
 
     model: torch.nn.Module

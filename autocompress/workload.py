@@ -1,10 +1,11 @@
 """The vocabulary shared by the model side and the device side: what runs, where, and how long it takes."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 
 class DType(StrEnum):

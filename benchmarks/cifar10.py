@@ -2,8 +2,8 @@
 
     python benchmarks/cifar10.py --data DIR --depth 20 --minutes 20
 
-All models are timed again at the end, in turn with the original as plainly exported, in one process. Each system's models
-are chosen by validation; the test split is looked at once per chosen model.
+All models are timed again at the end, in turn with the original as plainly exported, in one process. Each system's
+models are chosen by validation; the test split is looked at once per chosen model.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import cifar
 import typer
+from environment import environment
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,6 @@ from autocompress.repair.statistics import Statistics, collect
 from autocompress.search import Study
 from autocompress.task import Loader, Score, Task
 from autocompress.workload import DType
-from environment import environment
 
 DROPS = (0.005, 0.01, 0.02)
 UNIFORM_WIDTHS = (0.75, 0.5)
@@ -90,7 +90,9 @@ def original(task: Task, out: Path) -> Model:
     return Model("original", "as plainly exported", path, score(path, task.validation))
 
 
-def built(system: str, name: str, plan: Plan, graph: Graph, statistics: Statistics, task: Task, out: Path, seconds: float = 0) -> Model:
+def built(
+    system: str, name: str, plan: Plan, graph: Graph, statistics: Statistics, task: Task, out: Path, seconds: float = 0
+) -> Model:
     model = restructure(plan, graph, statistics)
     if seconds:
         fine_tune(model, Teacher(graph), task.train, Budget(seconds=seconds))
@@ -106,7 +108,9 @@ def int8(graph: Graph, *left_alone: str) -> tuple[Step, ...]:
 def uniform(graph: Graph, width: float) -> Plan:
     """Every inner group at one width, to the next multiple of 8, everything but the stem in int8."""
     inner = [group for group in graph.free_groups.values() if group.branch]
-    cuts = tuple(Step(g.id, Prune(keep)) for g in inner if (keep := 8 * round(g.channels * width / 8)) < g.channels and keep)
+    cuts = tuple(
+        Step(g.id, Prune(keep)) for g in inner if (keep := 8 * round(g.channels * width / 8)) < g.channels and keep
+    )
     return Plan(graph.fingerprint, (*cuts, *int8(graph, next(iter(graph.layers)))))
 
 
@@ -134,7 +138,9 @@ def main(
     minutes: Annotated[float, typer.Option(help="Time of the search, everything in.")] = 20,
     out: Annotated[Path, typer.Option(help="Where runs and models go.")] = Path("runs/cifar10"),
     seed: int = 0,
-    uniform_too: Annotated[bool, typer.Option("--uniform/--no-uniform", help="Uniform pruning, trained as long.")] = True,
+    uniform_too: Annotated[
+        bool, typer.Option("--uniform/--no-uniform", help="Uniform pruning, trained as long.")
+    ] = True,
     random_too: Annotated[bool, typer.Option("--random/--no-random", help="Random search for as long.")] = True,
 ) -> None:
     started = time.time()
@@ -175,10 +181,20 @@ def uniform_baselines(task: Task, out: Path, seconds: float) -> list[Model]:
 
 
 def report(
-    task: Task, reference: Model, models: list[Model], out: Path, depth: int, minutes: float, seed: int, wall_s: float, study: Study
+    task: Task,
+    reference: Model,
+    models: list[Model],
+    out: Path,
+    depth: int,
+    minutes: float,
+    seed: int,
+    wall_s: float,
+    study: Study,
 ) -> None:
     example = [t[:1].numpy() for t in _inputs(task)]
-    timed = measure(open_device("ort:cpu"), {str(i): m.path for i, m in enumerate(models)}, reference.path, example, rounds=ROUNDS)
+    timed = measure(
+        open_device("ort:cpu"), {str(i): m.path for i, m in enumerate(models)}, reference.path, example, rounds=ROUNDS
+    )
     for i, model in enumerate(models):
         model.ratio = to_ratio(timed[str(i)])
     reference.test = score(reference.path, task.test)
@@ -216,7 +232,9 @@ def report(
 
 
 def _table(chosen: dict[str, dict[float, Model]], reference: Model, depth: int, minutes: float) -> Table:
-    table = Table(title=f"ResNet-{depth}, {minutes:g} minutes: fastest model within a validation drop, measured on ONNX Runtime")
+    table = Table(
+        title=f"ResNet-{depth}, {minutes:g} minutes: fastest model within a validation drop, measured on ONNX Runtime"
+    )
     for column in ("system", "allowed drop", "speed-up (95 %)", "drop on validation", "drop on test", "model"):
         table.add_column(column)
     for system, found in chosen.items():

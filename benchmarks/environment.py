@@ -9,7 +9,11 @@ from pathlib import Path
 def environment() -> dict[str, str | int]:
     """Processor, cores and the versions of what computes; no host name, no path."""
     cpu = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     packages = ("autocompress", "torch", "onnx", "onnxruntime", "optuna", "numpy")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.samplers --trials 150 --seeds 5
 
-The net is that of tests/search/fake.py: errors of neighbouring blocks add up to more than their sum, int8 pays in all but
-the stem, and time has a floor per block. Hypervolume is relative to the best front known from all runs together.
+The net is that of tests/search/fake.py: errors of neighbouring blocks add up to more than their sum, int8 pays in all
+but the stem, and time has a floor per block. Hypervolume is relative to the best front known from all runs together.
 """
 
 import tempfile

@@ -2,22 +2,21 @@
 
 import copy
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import chain
-from typing import Mapping, Sequence
-
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from autocompress.errors import TraceError
+from autocompress.export.rewrites import apply_exact
 from autocompress.graph.branches import find_branches, with_branches
 from autocompress.graph.check import check_group
 from autocompress.graph.groups import axis_classes, find_groups
 from autocompress.graph.kernels import Fused, fuse
 from autocompress.graph.labels import CONVOLUTIONS, TRANSPOSED, label
-from autocompress.export.rewrites import apply_exact
 from autocompress.graph.trace import capture, fingerprint
 from autocompress.graph.types import Branch, Graph, Group, Layer, Member, Share
 from autocompress.workload import Workload
@@ -27,9 +26,7 @@ __all__ = ["Branch", "Graph", "Group", "Layer", "Member", "Share", "trace"]
 _KINDS = {**{c: "conv" for c in CONVOLUTIONS}, **{c: "conv_transpose" for c in TRANSPOSED}, nn.Linear: "linear"}
 
 
-def trace(
-    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], frozen: Sequence[str] = ()
-) -> Graph:
+def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], frozen: Sequence[str] = ()) -> Graph:
     """Everything that is known about a model before any data is seen.
 
     `frozen` are fnmatch patterns of layers to leave alone. Every group that is not frozen has passed the dead-channel
@@ -86,7 +83,7 @@ def _with_kernels(graph: Graph) -> Graph:
     apply_exact(rewritten, graph.example_inputs)
     fused = fuse(rewritten, graph.example_inputs)
     gone = {
-        add: tuple(k for k in fused.kernels if _started_in(k, branch, rewritten)) + (fused.holder[add],)
+        add: (*(k for k in fused.kernels if _started_in(k, branch, rewritten)), fused.holder[add])
         for add, branch in graph.branches.items()
     }
     shortcuts = {add: fused.holder[branch.shortcut] for add, branch in graph.branches.items()}
@@ -127,15 +124,17 @@ def _shares(graph: Graph, fused: Fused) -> dict[str, dict[str, Share]]:
             size = tuple(axis[group] // channels for axis in (read[0][1:] if read else ()))
             out_size = tuple(axis[group] // channels for axis in made[1:])
             shares[group][name] = Share(
-                inputs, outputs, inputs if depthwise else 0, size if any(size) else (), out_size if any(out_size) else ()
+                inputs,
+                outputs,
+                inputs if depthwise else 0,
+                size if any(size) else (),
+                out_size if any(out_size) else (),
             )
     return shares
 
 
-def _along_axes(
-    graph: Graph, node: Node | None, workload: Workload, group_of: Mapping[int, str]
-) -> list[Counter[str]]:
-    """How often each group lies along a node's channel axis (first) and along its other axes, as Workload orders them."""
+def _along_axes(graph: Graph, node: Node | None, workload: Workload, group_of: Mapping[int, str]) -> list[Counter[str]]:
+    """How often each group lies along a node's channel axis, then along its other axes as Workload orders them."""
     if node is None or not isinstance(node.meta["val"], Tensor):
         return []
     rank = node.meta["val"].dim()

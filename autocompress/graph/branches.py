@@ -1,7 +1,7 @@
 """Residual branches: what hangs between a shortcut and the add that closes it, and can be dropped whole."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Mapping
 
 import torch
 from torch.fx import GraphModule, Node
@@ -21,7 +21,9 @@ def find_branches(model: GraphModule, layers: Mapping[str, Layer]) -> dict[str, 
         if add.op != "call_function" or add.target is not aten.add.Tensor or len(add.all_input_nodes) != 2:
             continue
         a, b = add.all_input_nodes
-        sides = [side for side in (_branch(add, a, b, ancestors, by_node), _branch(add, b, a, ancestors, by_node)) if side]
+        sides = [
+            side for side in (_branch(add, a, b, ancestors, by_node), _branch(add, b, a, ancestors, by_node)) if side
+        ]
         if sides:
             found[add.name] = max(sides, key=lambda side: len(side.layers))
     return found

@@ -1,7 +1,9 @@
 """Cutting channels out of a lifted model: parameters are sliced, and every size argument that follows is rewritten."""
 
 import operator
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +20,10 @@ Keep = Mapping[str, Sequence[int]]
 
 
 def cut(model: GraphModule, graph: Graph, keep: Keep) -> None:
-    """Removes from a copy of `graph.model`, in place, every channel that `keep` does not name (other groups stay whole).
+    """Removes from a copy of `graph.model`, in place, every channel that `keep` does not name.
 
-    Layers of dropped branches may be gone already. Raises BuildError where a size can't follow.
+    Groups that `keep` leaves out stay whole. Layers of dropped branches may be gone already. Raises BuildError where a
+    size can't follow.
     """
     removed: set[int] = set()
     for name, channels in keep.items():
@@ -190,14 +193,14 @@ def _resize_select(node: Node, graph: Graph, removed: set[int]) -> None:
 
 
 def _resize_split(node: Node, graph: Graph, removed: set[int]) -> None:
-    source, sizes, axis = (*node.args, *(0,)[len(node.args) - 2 :])
+    source, axis = node.args[0], node.args[2] if len(node.args) > 2 else 0
     rank = len(source.meta["val"].shape)  # type: ignore[union-attr]
     classes = _axes(graph, source).get(axis % rank)  # type: ignore[operator]
     if classes is None or not removed.intersection(classes):
         return
     original = [part.shape[axis] for part in node.meta["val"]]  # type: ignore[index]
     edges = [sum(original[:i]) for i in range(len(original) + 1)]
-    kept = [_kept(classes[a:b], removed) for a, b in zip(edges, edges[1:], strict=False)]
+    kept = [_kept(classes[a:b], removed) for a, b in pairwise(edges)]
     node.target = aten.split_with_sizes.default
     node.args = (source, kept, axis)
 

@@ -1,9 +1,9 @@
 """Channel groups: classes that lie on the same axes of the same parameters, one decision each."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Iterable, Sequence
 
 import numpy as np
 

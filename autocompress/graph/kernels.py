@@ -33,9 +33,9 @@ def kernels_of(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> dict[s
 def fuse(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> Fused:
     """Kernels of a model, and which nodes went into them.
 
-    A kernel is named after its module (a part `fc.1` of a factorised layer `fc`: `fc#2`) or, without one, after its node.
-    Batch norm and an only reader's activation disappear into the kernel before them; modules that only simulate
-    quantisation and operators that only rename are transparent.
+    A kernel is named after its module (a part `fc.1` of a factorised layer `fc`: `fc#2`) or its node. Batch norm and an
+    only reader's activation disappear into the kernel before them; modules that only simulate quantisation and
+    operators that only rename are transparent.
     """
     shapes = _shapes(model, example_inputs)
     parts = _parts(model)
@@ -55,7 +55,9 @@ def fuse(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> Fused:
         if absorbed is not None:
             holder[node] = absorbed
             continue
-        name, layer = parts.get(str(node.target), (str(node.target),) * 2) if node.op == "call_module" else (node.name,) * 2
+        name, layer = (
+            parts.get(str(node.target), (str(node.target),) * 2) if node.op == "call_module" else (node.name,) * 2
+        )
         inputs = tuple(dict.fromkeys(holder[i] for i in sources))
         kernels[name] = Kernel(name, layer, inputs, _workload(model, node, sources, shapes))
         read[name] = tuple(i.name for i in sources)

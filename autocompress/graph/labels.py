@@ -1,8 +1,8 @@
 """Channel labels carried through the graph: which elements of which tensors live and die together.
 
-Every tensor gets a label tensor of its own shape (batch of one). Layers hand out fresh labels for the channels they make;
-operators that move elements are simply run on the labels; operators that combine elements tie the labels that meet. What
-is tied in the end, element by element, is one *class*: a channel that can only be cut as a whole.
+Every tensor gets a label tensor of its own shape (batch of one). Layers hand out fresh labels for the channels they
+make; operators that move elements are simply run on the labels; operators that combine elements tie the labels that
+meet. What is tied in the end, element by element, is one *class*: a channel that can only be cut as a whole.
 """
 
 from dataclasses import dataclass, field
@@ -80,7 +80,7 @@ class _Ledger:
         return torch.where(a > 0, a, b)
 
     def tie_all(self, labels: Tensor, dims: tuple[int, ...]) -> Tensor:
-        """Ties everything along `dims`; these are kept with size 1. Where a first element has no label, another's stands."""
+        """Ties everything along `dims`, which are kept with size 1; elements without a label take the others'."""
         kept = [d for d in range(labels.dim()) if d not in dims]
         flat = labels.permute(*kept, *dims).reshape(*[labels.shape[d] for d in kept], -1)
         first = flat.max(-1, keepdim=True).values
@@ -317,7 +317,9 @@ def label(model: GraphModule, shared: set[str]) -> Labels:
             frozen.setdefault(int(c), mix.reason)
     frozen.pop(-1, None)
     free = {str(n.target): classes[flow.values[n.name].numpy()] for n in model.graph.nodes if n.op == "get_attr"}
-    axes = [Axis(a.target, a.tensor, a.axis, torch.from_numpy(classes[a.labels.numpy()]), a.produces) for a in ledger.axes]
+    axes = [
+        Axis(a.target, a.tensor, a.axis, torch.from_numpy(classes[a.labels.numpy()]), a.produces) for a in ledger.axes
+    ]
     nodes = {name: classes[v.numpy()] for name, v in values.items()}
     return Labels(nodes, axes, frozen, free, int(classes.max()) + 1)
 

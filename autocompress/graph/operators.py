@@ -38,8 +38,11 @@ class Passage(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """A row of the table. `kernel` is the kernel it becomes (None: free); `activation` says that a runtime fuses it into
-    the kernel before it; `sized` names the arguments that change when channels are cut."""
+    """A row of the table.
+
+    `kernel` is the kernel it becomes (None: free); `activation` says that a runtime fuses it into the kernel before it;
+    `sized` names the arguments that change when channels are cut.
+    """
 
     passage: Passage
     kernel: str | None = None

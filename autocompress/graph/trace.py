@@ -1,8 +1,8 @@
 """From a user's model to the lifted graph that everything else works on.
 
-The lifted form is a `torch.fx.GraphModule` with one `call_module` node for every operation that owns parameters (so that
-it trains, and normalisation keeps its two modes), ATen overloads for the rest, and `get_attr` for free tensors. Shapes are
-free of the batch size.
+The lifted form is a `torch.fx.GraphModule` with one `call_module` node for every operation that owns parameters (so
+that it trains, and normalisation keeps its two modes), ATen overloads for the rest, and `get_attr` for free tensors.
+Shapes are free of the batch size.
 """
 
 import io
@@ -180,7 +180,11 @@ class _Lift:
             )
 
     def _call(self, node: Node) -> None:
-        if node.target in (aten._assert_scalar.default, aten._assert_tensor_metadata.default, aten.sym_constrain_range_for_size.default):
+        if node.target in (
+            aten._assert_scalar.default,
+            aten._assert_tensor_metadata.default,
+            aten.sym_constrain_range_for_size.default,
+        ):
             return
         if node.target in IDENTITIES or self._is_whole_slice(node):
             self.new[node] = self._value(node.args[0])
@@ -335,7 +339,13 @@ def _lift_batch_norm(lift: _Lift, node: Node) -> Node | None:
     assert mean is not None
     rank = a["input"].meta["val"].dim()
     module = _BATCH_NORMS[rank](mean.numel(), eps=a["eps"], momentum=a["momentum"])
-    _filled(module, weight=lift.parameter(a["weight"]), bias=lift.parameter(a["bias"]), running_mean=mean, running_var=variance)
+    _filled(
+        module,
+        weight=lift.parameter(a["weight"]),
+        bias=lift.parameter(a["bias"]),
+        running_mean=mean,
+        running_var=variance,
+    )
     owner = a["weight"] if a["weight"] is not None else a["running_mean"]
     if a["weight"] is None:
         name, tensor = lift.tensors[owner.name]
@@ -359,7 +369,9 @@ def _lift_group_norm(lift: _Lift, node: Node) -> Node | None:
     weight = lift.parameter(a["weight"])
     assert weight is not None
     module = nn.GroupNorm(a["num_groups"], weight.numel(), eps=a["eps"])
-    return lift.module_node(a["weight"], _filled(module, weight=weight, bias=lift.parameter(a["bias"])), a["input"], node)
+    return lift.module_node(
+        a["weight"], _filled(module, weight=weight, bias=lift.parameter(a["bias"])), a["input"], node
+    )
 
 
 def _lift_embedding(lift: _Lift, node: Node) -> Node | None:

@@ -1,7 +1,7 @@
 """What a traced model is known to be: its layers, kernels, channel groups and residual branches."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Mapping
 
 import torch
 from torch.fx import GraphModule
@@ -15,8 +15,8 @@ class Member:
 
     `target` is a module's dotted name or, for a free parameter (get_attr), the parameter's; `tensor` is the name
     inside the module ("weight", "bias", "running_mean", "" for a free parameter). `index[c]` are the positions of
-    channel c along `axis` (more than one after a flatten, or per head). `produces` tells the side that makes the channel
-    (its rows) from the side that reads it (its columns).
+    channel c along `axis` (more than one after a flatten, or per head). `produces` tells the side that makes the
+    channel (its rows) from the side that reads it (its columns).
     """
 
     target: str
@@ -93,7 +93,9 @@ class Graph:
 
     `kernels` are those of the original after the exact rewrites, at batch size 1. `shares[group][kernel]` says which
     kernels a group's channels pass. `classes[node][axis]` are the channel classes along an axis of a node's output
-    (-1: none), for the axes that carry any. `branch_kernels[add]` are the kernels that go when a branch is dropped, the add itself last, and
+    (-1: none), for the axes that carry any.
+
+    `branch_kernels[add]` are the kernels that go when a branch is dropped, the add itself last, and
     `branch_shortcuts[add]` is the kernel that then takes its place.
     """
 

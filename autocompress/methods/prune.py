@@ -1,8 +1,9 @@
 """Structured pruning: a channel group keeps its most important channels, or its residual branch goes."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Mapping
+from typing import TYPE_CHECKING
 
 from autocompress.graph.types import Graph, Share
 from autocompress.methods.configs import Config, Prune
@@ -44,7 +45,7 @@ class PruneMethod:
 
 
 def snapped_widths(channels: int, multiple: int) -> list[int]:
-    """Widths below `channels`, falling, each a multiple of what the device steps in (or of a divisor of it that fits)."""
+    """Widths below `channels`, falling, each a multiple of what the device steps in (or of a half of it that fits)."""
     step = multiple
     while step > 1 and step >= channels:
         step //= 2
@@ -53,7 +54,7 @@ def snapped_widths(channels: int, multiple: int) -> list[int]:
 
 
 def narrow_kernels(kernels: dict[str, Kernel], graph: Graph, widths: Mapping[str, int]) -> None:
-    """Rewrites, in place, the shapes of all kernels that the groups' channels pass; width 0 drops the group's branch."""
+    """Rewrites the shapes of all kernels that the groups' channels pass, in place; width 0 drops the branch."""
     dropped = [add for group, width in widths.items() if width == 0 and (add := graph.groups[group].branch)]
     cuts: dict[str, list[tuple[int, Share]]] = defaultdict(list)
     for name, width in widths.items():
@@ -92,10 +93,10 @@ def _drop(kernels: dict[str, Kernel], graph: Graph, adds: list[str]) -> None:
         activation = kernels[closing].workload.fused
         for name in inside:
             kernels.pop(name, None)
-        if activation and not _non_negative(kernels, shortcut):
-            if not _absorb(kernels, shortcut, activation):
-                _stand_alone(kernels, closing, shortcut, activation)
-                continue
+        needed = activation and not _non_negative(kernels, shortcut)
+        if needed and not _absorb(kernels, shortcut, activation):
+            _stand_alone(kernels, closing, shortcut, activation)
+            continue
         del kernels[closing]
         instead[closing] = shortcut
     for name, kernel in kernels.items():
