@@ -75,7 +75,7 @@ class WarmStart(_Section):
     much of the trials' time the single-decision probes may take."""
 
     enabled: bool = True
-    latencies: Count = 6
+    latencies: Count = 8
     share: Share = 0.4
 
 

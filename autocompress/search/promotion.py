@@ -71,7 +71,12 @@ class Promotion:
 
         Weights don't change how long a model takes, so the trained one takes as long.
         """
-        untimed = [c for c in self.ledger.at(Rung.VALIDATED) if c.measured is None]
+        if not self._trains:
+            return
+        eligible = to_train(
+            self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, 2 * self.settings.fine_tuning.candidates
+        )
+        untimed = [c for c in eligible if c.measured is None]
         seconds = self.clock.until(deadline) - sum(c.seconds for c in untimed)
         if not untimed or seconds <= 0:
             return
@@ -87,7 +92,7 @@ class Promotion:
     def fine_tune(self, deadline: float) -> None:
         """A first tranche for plans spread over latency, then a long one for those within reach of what is asked."""
         settings = self.settings.fine_tuning
-        if not (settings.enabled and self.evaluator.trainable):
+        if not self._trains:
             return
         whole = self.clock.until(deadline) if self.clock.limited else settings.time_s
         first = to_train(self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, settings.candidates)
@@ -126,6 +131,10 @@ class Promotion:
         standing = self.ledger.at(Rung.MEASURED) + [self.ledger[key] for key in timed]
         scored = list({c.id: c for c in standing if is_scored(c)}.values())
         return pareto_front([c for c in scored if self.limits.allow(c)] or scored)
+
+    @property
+    def _trains(self) -> bool:
+        return self.settings.fine_tuning.enabled and self.evaluator.trainable
 
     def _tranches(self, candidates: Sequence[Candidate], end: float) -> None:
         """One tranche each, slowest plan first, so that each can begin where its milder neighbour ended."""

@@ -14,6 +14,12 @@ from autocompress.search.space import Choice, Decision, Space
 FASTEST_SHARE = 0.5
 """Ladders of plans end at this share of the time of the plan they start from: below it, little accuracy is left."""
 
+EVERYWHERE = "int8"
+"""All layers alike: tried as it is, but plans are made on top of better int8 formats where there are any."""
+
+DENSER_MILD = 1.5
+"""Exponent of a ladder's steps in speed-up; 1 is even steps."""
+
 LOOK_AHEAD = 3
 """Residual branches that are probed together with those already dropped, before the next one is chosen."""
 
@@ -50,6 +56,8 @@ class WarmStart:
         found = [Proposal("original", {})] + [Proposal(name, choice) for name, choice in contexts[::-1] if choice]
         found.append(Proposal("strongest", {d.name: len(d.options) - 1 for d in self.space.decisions}))
         for name, context in contexts[::-1]:
+            if name == EVERYWHERE and len(contexts) > 2:
+                continue
             turns = zip_longest(*self._series(name, context))
             found += [proposal for turn in turns for proposal in turn if proposal is not None]
             found += [Proposal(f"{name}, student {d.values[i]}", {**context, d.name: i}) for d, i in self._students()]
@@ -64,7 +72,7 @@ class WarmStart:
         fastest = self._fastest_formats(everywhere)
         found = {
             "fp32": {},
-            "int8": everywhere,
+            EVERYWHERE: everywhere,
             "int8 where tolerated": self._tolerated(fastest),
             "int8 where it pays": fastest,
         }
@@ -194,11 +202,11 @@ class WarmStart:
         return [d for d in self.space.decisions if d.method in (Prune, LowRank)]
 
     def _ladder(self, whole: float) -> list[float]:
-        """Latencies from just below `whole`, or the budget, to FASTEST_SHARE of it, evenly in speed-up."""
+        """Latencies from just below `whole`, or the budget, to FASTEST_SHARE of it; denser where little is lost."""
         start = min(whole, self.budget_s or whole)
-        end = FASTEST_SHARE * start
-        inverse = [1 / start + (1 / end - 1 / start) * i / self.rungs for i in range(self.rungs + 1)]
-        return [1 / speed for speed in inverse if start < whole or speed > 1 / start]
+        gain = 1 / FASTEST_SHARE - 1
+        ladder = [start / (1 + gain * (i / self.rungs) ** DENSER_MILD) for i in range(self.rungs + 1)]
+        return ladder if start < whole else ladder[1:]
 
 
 def fastest_choice(space: Space, seconds: Callable[[Plan], float]) -> dict[str, int]:

@@ -92,9 +92,9 @@ def test_the_parameters_stored_are_the_decisions_themselves(tmp_path):
 
 
 def test_same_seed_same_plans(tmp_path):
-    runs = [[c.id for c in searched(tmp_path / name, seed=3).candidates] for name in ("a", "b")]
+    runs = [[c.id for c in searched(tmp_path / name, trials=60, seed=3).candidates] for name in ("a", "b")]
     assert runs[0] == runs[1]
-    assert runs[0] != [c.id for c in searched(tmp_path / "c", seed=4).candidates]
+    assert runs[0] != [c.id for c in searched(tmp_path / "c", trials=60, seed=4).candidates]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
