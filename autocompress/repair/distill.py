@@ -45,14 +45,18 @@ class Recipe:
     is the share of the task's own `loss` (None: cross-entropy) beside the soft targets. At each of the `feature_nodes`
     the samples' similarities are matched, with `feature_weight`. `clip` bounds the gradient's norm. `precision` is
     "bf16" (activations; weights stay float) or "fp32".
+
+    The defaults are what did best on a ResNet-20 without two of its blocks in 120 to 500 steps: rates from 0.02 to 0.05
+    and temperature 4 throughout; batch norms learn along, since frozen ones end closer to the teacher on the training
+    data but no better on other data.
     """
 
-    rate: float = 0.02
+    rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup: float = 0.05
     temperature: float = 4.0
-    final_temperature: float = 2.0
+    final_temperature: float = 4.0
     label_weight: float = 0.0
     feature_weight: float = 1.0
     clip: float = 1.0
