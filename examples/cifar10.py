@@ -86,11 +86,15 @@ class Batches:
         count = len(self.labels)
         order = torch.arange(count) if self.generator is None else torch.randperm(count, generator=self.generator)
         for chosen in order.split(self.size):
-            images = (self.images[chosen].permute(0, 3, 1, 2).float() / 255 - MEAN) / DEVIATION
-            yield (images if self.generator is None else self._augmented(images)), self.labels[chosen]
+            images = self.images[chosen].permute(0, 3, 1, 2)
+            drawn = images if self.generator is None else self._augmented(images)
+            yield (drawn.float() / 255 - MEAN) / DEVIATION, self.labels[chosen]
 
     def _augmented(self, images: Tensor) -> Tensor:
-        """Random crops of the images padded by four pixels, half of them mirrored (He et al. 2016, section 4.2)."""
+        """Random crops of the images padded by four black pixels, half of them mirrored (He et al. 2016, section 4.2).
+
+        Padded before they are normalised, as the published nets were trained: black is not the mean.
+        """
         count = len(images)
         padded = F.pad(images, (4, 4, 4, 4)).permute(0, 2, 3, 1)
         top, left = torch.randint(0, 9, (2, count, 1, 1), generator=self.generator)
