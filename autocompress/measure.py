@@ -10,6 +10,7 @@ import gc
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ import numpy as np
 from autocompress.devices.base import Array, Device, Session
 from autocompress.errors import DeviceError
 from autocompress.workload import Latency, Measurement
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks of this kind
+    fcntl = None  # type: ignore[assignment]
 
 ROUNDS = 60
 RUNS_PER_ROUND = 8
@@ -76,7 +82,7 @@ def measure(
     the gate. Raises DeviceError when the device refuses a model or reports a time that is not positive and finite.
     """
     samples = _Samples(list(models))
-    with _quiet_core() as core:
+    with _only_stopwatch(), _quiet_core() as core:
         while len(samples) < rounds or (len(samples) < MAX_EXTENSION * rounds and not samples.enough(rounds)):
             if len(samples) % ROUNDS_PER_SESSION == 0:
                 sessions = {name: device.open(path) for name, path in models.items()}
@@ -198,6 +204,17 @@ def _visit(session: Session, inputs: Sequence[Array]) -> float:
     if not (math.isfinite(time) and time > 0):
         raise DeviceError(f"a run was timed at {time} seconds; a time must be positive: check the device's clock")
     return time
+
+
+@contextmanager
+def _only_stopwatch() -> Iterator[None]:
+    """Waits until no other process of this user is timing: two stopwatches on one host would time each other."""
+    if fcntl is None:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / f"autocompress-timing-{os.getuid()}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -3,6 +3,10 @@
 import gc
 import math
 import os
+import subprocess
+import sys
+import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,6 +210,24 @@ def test_the_process_is_left_as_it_was() -> None:
         run(Host(slowdown=failing), "0.5")
     assert gc.isenabled()
     assert os.sched_getaffinity(0) == before
+
+
+def test_one_process_times_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process holds the stopwatch for a while; timing starts when it has let go."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock = tmp_path / f"autocompress-timing-{os.getuid()}.lock"
+    hold = "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    script = f"import fcntl; f = open({str(lock)!r}, 'w'); {hold}"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        host = Host()
+        thread = threading.Thread(target=run, args=(host, "0.5"))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive() and not host.visits
+        other.communicate(b"done\n")
+        thread.join(20)
+    assert not thread.is_alive() and host.visits
 
 
 def test_where_pinning_is_not_permitted_timing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
