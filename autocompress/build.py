@@ -30,11 +30,13 @@ class Workspace:
     """A model under construction; methods edit it in stage order.
 
     `statistics` may be None: then channels are kept by position and nothing is repaired, which is enough to time it.
+    `repaired` is False where other weights will be loaded anyway: the same channels are kept, as they are.
     """
 
     model: GraphModule
     graph: Graph
     statistics: "Statistics | None"
+    repaired: bool = True
     widths: dict[str, int] = field(default_factory=dict)
     importances: dict[str, str] = field(default_factory=dict)
     kept: dict[str, list[int]] = field(default_factory=dict)
@@ -55,7 +57,7 @@ class Workspace:
         narrowed = {g: w for g, w in self.widths.items() if 0 < w < self.graph.groups[g].channels}
         self.kept = {group: self._most_important(group, width) for group, width in narrowed.items()}
         cut(self.model, self.graph, self.kept)
-        if self.statistics is not None and self.kept:
+        if self.statistics is not None and self.kept and self.repaired:
             repair(self.model, self.graph, self.kept, self.statistics)
 
     def _most_important(self, group: str, width: int) -> list[int]:
@@ -93,9 +95,9 @@ def plan_kernels(plan: Plan, graph: Graph) -> dict[str, Kernel]:
     return kernels
 
 
-def restructure(plan: Plan, graph: Graph, statistics: "Statistics | None") -> GraphModule:
-    """The float model of a plan, repaired but not trained: normalisation kept, every parameter trainable."""
-    work = Workspace(copy.deepcopy(graph.model), graph, statistics)
+def restructure(plan: Plan, graph: Graph, statistics: "Statistics | None", repaired: bool = True) -> GraphModule:
+    """The float model of a plan, repaired (unless told not to) but not trained: normalisation kept, all trainable."""
+    work = Workspace(copy.deepcopy(graph.model), graph, statistics, repaired)
     importances: dict[str, Any] = {group: prune.importance for group, prune in plan.configs(Prune).items()}
     for group, width in widths(plan, graph).items():
         work.narrow(group, width, importances.get(group, "reconstruction"))
@@ -105,7 +107,7 @@ def restructure(plan: Plan, graph: Graph, statistics: "Statistics | None") -> Gr
     for layer, config in plan.configs(LowRank).items():
         if layer in present:
             low_rank.apply(work, layer, config)
-    if statistics is not None and (work.widths or plan.configs(LowRank)):
+    if statistics is not None and repaired and (work.widths or plan.configs(LowRank)):
         refit(work.model, graph, work.kept, statistics.targets())
     return work.model
 

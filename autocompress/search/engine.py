@@ -129,7 +129,8 @@ class Evaluator(Protocol):
         ...
 
     def fine_tune(self, plan: Plan, starts: Sequence[Start], seconds: float, weights: Path) -> Trained:
-        """Trains for `seconds`, from whichever start is closest to the original, and writes the weights."""
+        """Trains for `seconds` and writes the weights; begins from whichever start is closest to the original, or, if
+        none of them is the plan's own, perhaps from the repaired original."""
         ...
 
     def measure(self, paths: Mapping[str, Path], seconds: float) -> Mapping[str, Latency]:

@@ -167,7 +167,9 @@ class TorchEvaluator:
     def fine_tune(self, plan: Plan, starts: Sequence[Start], seconds: float, weights: Path) -> Trained:
         assert self._task.train is not None, "only trainable tasks are fine-tuned"
         begun = time.monotonic()
-        made = [restructure(plan, self.graph, self.statistics), *(self._transplanted(plan, start) for start in starts)]
+        made = [self._begun(plan, start) for start in starts]
+        if all(start.plan != plan for start in starts):
+            made.append(self._structured(plan, None))
         distances = [self._distance(model) for model in made]
         closest = distances.index(min(distances))
         model = made[closest]
@@ -176,7 +178,7 @@ class TorchEvaluator:
             model, self._teacher, self._task.train, budget, self._recipe(model), self._watched(plan, seconds)
         )
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
-        return Trained(closest - 1 if closest else None, report.seconds)
+        return Trained(closest if closest < len(starts) else None, report.seconds)
 
     def measure(self, paths: Mapping[str, Path], seconds: float) -> Mapping[str, Latency]:
         usable = {key: path for key, path in paths.items() if self._opens(path)}
@@ -263,17 +265,19 @@ class TorchEvaluator:
             return finalize(model, plan, self.graph, self.statistics, self._settings.ranges)
 
     def _structured(self, plan: Plan, weights: Path | None) -> GraphModule:
-        model = restructure(plan, self.graph, self.statistics)
+        model = restructure(plan, self.graph, self.statistics, repaired=weights is None)
         if weights is not None:
             model.load_state_dict(load_file(weights))
         return model
 
-    def _transplanted(self, plan: Plan, start: Start) -> GraphModule:
-        """The plan's model made from another plan's trained weights instead of the original's.
+    def _begun(self, plan: Plan, start: Start) -> GraphModule:
+        """The plan's model made from trained weights, its own or another plan's, instead of the original's.
 
-        What that plan left whole takes part in cutting and repair as the original's weights do; what both cut alike is
-        taken over as it is.
+        What another plan left whole takes part in cutting and repair as the original's weights do; what both cut alike
+        is taken over as it is.
         """
+        if start.plan == plan:
+            return self._structured(plan, start.weights)
         source = self._structured(start.plan, start.weights).state_dict()
         donor = _with_weights(self.graph, source)
         model = restructure(plan, donor, self.statistics)

@@ -12,7 +12,17 @@ from autocompress.search.clock import Clock
 from autocompress.search.engine import Baseline, Evaluator, Start
 from autocompress.search.ledger import Ledger, is_scored
 from autocompress.search.records import RunFolder
-from autocompress.search.rungs import Limits, by_rank, drop, hopeful, on_one_scale, pareto_front, to_finish, to_train
+from autocompress.search.rungs import (
+    Limits,
+    by_rank,
+    drop,
+    hopeful,
+    on_one_scale,
+    pareto_front,
+    to_finish,
+    to_train,
+    worthwhile,
+)
 from autocompress.workload import Artifact
 
 VALIDATED = 24
@@ -21,7 +31,7 @@ VALIDATED = 24
 VALIDATION_SHARE = 0.2
 """Share of the trials' time that is kept for that."""
 
-NEIGHBOURS = 2
+NEIGHBOURS = 1
 """Fine-tuned plans, the next slower ones, whose weights a plan may start from beside its own."""
 
 MIN_TRANCHE_S = 0.5
@@ -30,8 +40,8 @@ MIN_TRANCHE_S = 0.5
 LEAST_FINALISTS = 5
 """Models verified in the end, however little time is left."""
 
-CHECKS_PER_FINALIST = 2
-"""A finalist is built, and scored on the test split too: at most as long as two looks at all of validation."""
+CHECKS_PER_FINALIST = 1.5
+"""A finalist is built and scored on the test split; the scores on validation are known of most."""
 
 TIMING_SHARE = 0.4
 """Share of the last stage that goes into timing; the rest exports, scores and certifies."""
@@ -184,14 +194,16 @@ class Promotion:
         return min(asked, max(LEAST_FINALISTS, int((1 - TIMING_SHARE) * self.clock.until(deadline) / each_s)))
 
     def _finalists(self, count: int) -> list[Candidate]:
-        """The best by rank of those within the limits (of all if none is), with those beyond hope only to make up a
-        few, and the original; less those done already."""
+        """The best by rank of those within the limits (of all if none is), first of those that lost little, last of
+        those beyond hope, and these only to make up a few; and the original. Less those done already."""
         scored = on_one_scale(self.ledger.at(*Rung), self.baseline)
         within = [c for c in scored if self.limits.allow(c)]
-        wanted = hopeful(within, self.baseline, self._worst(), self.limits)
-        others = [c for c in within or scored if c not in wanted]
-        filling = max(0, LEAST_FINALISTS - len(wanted))
-        chosen = [c.id for c in by_rank(wanted, count) + by_rank(others, filling)]
+        good = worthwhile(within, self.baseline, self._worst(), self.limits)
+        fair = [c for c in hopeful(within, self.baseline, self._worst(), self.limits) if c not in good]
+        poor = [c for c in within or scored if c not in good + fair]
+        ordered = [*by_rank(good, count), *by_rank(fair, count), *by_rank(poor, LEAST_FINALISTS)]
+        most = count if len(good + fair) >= LEAST_FINALISTS else LEAST_FINALISTS
+        chosen = [c.id for c in ordered[:most]]
         chosen += [c.id for c in scored if not c.plan.steps and c.id not in chosen]
         return [c for key in chosen if (c := self.ledger[key]).rung is not Rung.MEASURED]
 

@@ -115,6 +115,12 @@ def hopeful(candidates: Sequence[Candidate], baseline: Baseline, worst: float, l
     return [c for c in candidates if drop(c, baseline) <= most and limits.allow(c)]
 
 
+def worthwhile(candidates: Sequence[Candidate], baseline: Baseline, worst: float, limits: Limits) -> list[Candidate]:
+    """Candidates within the limits that lost so little that more training may bring them to what is asked."""
+    reach = max(WORTHWHILE_SHARE * (baseline.score.value - worst), 2 * (limits.max_drop or 0.0))
+    return [c for c in candidates if drop(c, baseline) <= reach and limits.allow(c)]
+
+
 def to_train(
     scored: Sequence[Candidate], baseline: Baseline, worst: float, limits: Limits, count: int
 ) -> list[Candidate]:
@@ -136,10 +142,9 @@ def to_finish(
 
     If too few are, those with the least drop are taken.
     """
-    reach = max(WORTHWHILE_SHARE * (baseline.score.value - worst), 2 * (limits.max_drop or 0.0))
     front = [c for c in pareto_front(trained) if limits.allow(c)]
     lossless = NEGLIGIBLE_STDERRS * baseline.score.stderr
     needy = sorted((c for c in front if drop(c, baseline) > lossless), key=lambda c: drop(c, baseline))
-    within = [c for c in needy if drop(c, baseline) <= reach]
+    within = worthwhile(needy, baseline, worst, limits)
     chosen = spread(within, count) if len(within) >= count else needy[:count]
     return sorted(chosen, key=lambda c: -c.best_latency.seconds)

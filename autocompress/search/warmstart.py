@@ -53,15 +53,24 @@ class WarmStart:
         plan of all shows how bad a score can get.
         """
         contexts = self.contexts()
+        floor_s = self._lossless_s(contexts)
         found = [Proposal("original", {})] + [Proposal(name, choice) for name, choice in contexts[::-1] if choice]
         found.append(Proposal("strongest", {d.name: len(d.options) - 1 for d in self.space.decisions}))
         for name, context in contexts[::-1]:
             if name == EVERYWHERE and len(contexts) > 2:
                 continue
             turns = zip_longest(*self._series(name, context))
-            found += [proposal for turn in turns for proposal in turn if proposal is not None]
-            found += [Proposal(f"{name}, student {d.values[i]}", {**context, d.name: i}) for d, i in self._students()]
+            proposed = [proposal for turn in turns for proposal in turn if proposal is not None]
+            proposed += [
+                Proposal(f"{name}, student {d.values[i]}", {**context, d.name: i}) for d, i in self._students()
+            ]
+            found += [proposal for proposal in proposed if self._price(proposal.choice) < floor_s]
         return _distinct(self.space, found)
+
+    def _lossless_s(self, contexts: Sequence[tuple[str, dict[str, int]]]) -> float:
+        """The least time that number formats reach without losing anything: whatever takes longer is no use."""
+        lossless = [c for _, c in contexts if sum(self.errors[name][i] for name, i in c.items()) <= NEARLY_LOSSLESS]
+        return min((self._price(choice) for choice in lossless if choice), default=math.inf)
 
     def contexts(self) -> list[tuple[str, dict[str, int]]]:
         """Number formats of all layers that further decisions are added to: fp32 first, the fastest last."""

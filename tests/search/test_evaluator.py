@@ -125,7 +125,7 @@ def test_a_plan_may_start_where_a_milder_one_ended(evaluator, plans, tmp_path):
     weights = tmp_path / "w.safetensors"
     evaluator.fine_tune(plans["cut"], [], 0.2, weights)
     source = evaluator._structured(plans["cut"], weights).state_dict()
-    heir = evaluator._transplanted(plans["both"], Start(plans["cut"], weights)).state_dict()
+    heir = evaluator._begun(plans["both"], Start(plans["cut"], weights)).state_dict()
     cut = plans["cut"].steps[0].target
     assert torch.equal(heir[f"{cut}.weight"], source[f"{cut}.weight"])
     trained = evaluator.fine_tune(plans["both"], [Start(plans["cut"], weights)], 0.2, tmp_path / "v.safetensors")
