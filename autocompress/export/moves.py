@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from autocompress.export.calls import arguments, getitem
 from autocompress.export.emitter import Emit, Emitter, as_type
+from autocompress.export.layout import leaves_as_vector
 
 aten = torch.ops.aten
 _LAST = np.iinfo(np.int64).max
@@ -30,7 +31,11 @@ def _pad(e: Emitter, node: Node) -> str | None:
 
 
 def _reshape(e: Emitter, node: Node) -> str:
-    return e.add("Reshape", e.value(node.args[0]), e.shape_of(node))
+    source: Any = node.args[0]
+    x = e.value(source)
+    if leaves_as_vector(e.model, source, e.type(source).one, e.type(node).one):
+        x = e.add("Transpose", x, perm=[0, 2, 3, 1])
+    return e.add("Reshape", x, e.shape_of(node))
 
 
 def _expand(e: Emitter, node: Node) -> str:

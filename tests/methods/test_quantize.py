@@ -238,6 +238,14 @@ def test_kernels_see_through_the_simulation() -> None:
     assert kernels_of(quantized, example) == kernels_of(original, example)
 
 
+def test_int8_part_is_channels_last_throughout(tmp_path: Path, runtime: Runner) -> None:
+    """A residual add right after a float stem costs one transpose (at the entrance), not one around every add."""
+    _, quantized, _ = _quantized("resnet", frozenset({"conv1"}))
+    executed = runtime.executed(to_onnx(quantized, tmp_path / "model.onnx", "plan").path)
+    assert executed["QLinearAdd"] == 3
+    assert executed["Transpose"] == 1
+
+
 def test_weights_are_stored_in_int8(tmp_path: Path) -> None:
     original, quantized, _ = _quantized("resnet")
     floats = to_onnx(original, tmp_path / "float.onnx", "plan").size_bytes
