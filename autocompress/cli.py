@@ -162,6 +162,7 @@ def search(
 ) -> None:
     """Search for the best compressed models of TASK and write them, verified, to a folder."""
     from autocompress import terminal
+    from autocompress.report import write_report
     from autocompress.config import load_settings
     from autocompress.search import search as run_search
     from autocompress.task_loading import load_task
@@ -174,6 +175,7 @@ def search(
             trials=trials, time_s=time, workers=workers, storage=storage, seed=seed, out=out,
             settings=settings, progress=progress,
         )  # fmt: skip
+    write_report(study.path)
     _show_study(study, as_json)
 
 
