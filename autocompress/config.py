@@ -33,7 +33,9 @@ def _one_of(*valid: str) -> AfterValidator:
 
 
 def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+    """One name or path may stand by itself."""
+    several = [value] if isinstance(value, (str, Path)) else value
+    return tuple(str(v) if isinstance(v, Path) else v for v in several) if isinstance(several, (list, tuple)) else value
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
@@ -65,7 +67,7 @@ class Samples(_Section):
     `calibration` feeds repair and ranges, `sensitivity` the single-decision probes, `subset` the score of every trial.
     """
 
-    calibration: Count = 512
+    calibration: Count = 256
     sensitivity: Count = 256
     subset: Count = 1000
 

@@ -48,6 +48,11 @@ def test_what_is_given_overrides_the_file_and_none_means_not_given(tmp_path):
         override(settings, sead=4)
 
 
+def test_a_profile_may_be_a_name_a_path_or_several(tmp_path):
+    for given in (str(tmp_path), tmp_path, [tmp_path], (str(tmp_path),)):
+        assert load_settings(None, profile=given).profile == (str(tmp_path),)
+
+
 def test_settings_survive_their_document():
     settings = load_settings(None, trials=5, budget_ms=0.3, profile=["a"], fine_tuning={"candidates": 2})
     document = tomllib.loads(tomli_w.dumps(to_document(settings)))

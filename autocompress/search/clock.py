@@ -34,6 +34,11 @@ class Clock:
     def limited(self) -> bool:
         return math.isfinite(self._end)
 
+    @property
+    def spare(self) -> bool:
+        """Whether so much is left that, beside the last stage, another round of the others is worth while."""
+        return self.limited and self.left > 2 * self._shares[STAGES[-1]] * (self._end - self._begun)
+
     def enter(self, stage: str) -> float:
         """Ends the stage before, and returns the moment at which this one must end."""
         self.leave()

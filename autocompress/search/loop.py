@@ -131,19 +131,31 @@ class _Session:
         promotion = Promotion(
             self.evaluator, self.ledger, self.folder, self.settings, self.limits, self.baseline, self.clock, self.tell
         )
-        deadline = self.clock.enter("trials")
-        known = len(self.ledger.candidates)
-        self._trials(space, sampler, self.baseline, deadline)
-        if self.state["complete"] and len(self.ledger.candidates) == known:
+        fruitful = self._round(space, sampler, promotion, warm=self.settings.warm_start.enabled)
+        if self.state["complete"] and not fruitful:
             return
         self.state["complete"] = False
         self.folder.write_state(self.state)
-        promotion.validate(deadline)
-        promotion.time_early(deadline)
-        promotion.fine_tune(self.clock.enter("fine_tuning"))
+        while fruitful and self.clock.spare:
+            fruitful = self._round(space, sampler, promotion, warm=False)
         promotion.measure(self.clock.enter("measuring"))
         self.state["complete"] = True
         self.tell("done", "")
+
+    def _round(self, space: Space, sampler: BaseSampler | None, promotion: Promotion, *, warm: bool) -> bool:
+        """Trials, then fine-tuning of the best; False if nothing came of it.
+
+        One round takes all the time there is, unless nothing asks for training: then the next one has what was left.
+        """
+        before = dict(self.ledger.candidates)
+        deadline = self.clock.enter("trials")
+        self._trials(space, sampler, deadline, warm=warm)
+        if self.state["complete"] and before == self.ledger.candidates:
+            return False
+        promotion.validate(deadline)
+        promotion.time_early(deadline)
+        promotion.fine_tune(self.clock.enter("fine_tuning"))
+        return before != self.ledger.candidates
 
     def tell(self, stage: str, detail: str) -> None:
         """Tells the watcher where the search is; now and then the tables are brought up to date."""
@@ -170,7 +182,9 @@ class _Session:
                 self.folder.write_state(self.state)
                 self._write_tables()
 
-    def _trials(self, space: Space, sampler: BaseSampler | None, baseline: Baseline, deadline: float) -> None:
+    def _trials(self, space: Space, sampler: BaseSampler | None, deadline: float, *, warm: bool) -> None:
+        assert self.baseline is not None, "the session is open"
+        baseline = self.baseline
         begun, limit, workers = len(self.ledger.candidates), self.settings.trials, self.settings.workers
         until = self.clock.after(self.clock.until(deadline) * (1 - VALIDATION_SHARE))
 
@@ -188,7 +202,7 @@ class _Session:
 
         first = trials()
         first.reconcile()
-        if self.settings.warm_start.enabled:
+        if warm:
             first.enqueue(self._warm_start(space, until).proposals())
         self.evaluator.share(workers)
         with crew(workers - 1, lambda worker: trials(worker).run(finished, lambda candidate: None)):

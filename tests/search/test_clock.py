@@ -58,7 +58,15 @@ def test_a_skipped_stage_leaves_its_share_to_the_others(time):
     assert clock.until(clock.enter("fine_tuning")) == 0
 
 
+def test_time_is_spare_while_more_than_twice_the_last_stage_is_left(time):
+    clock = Clock(100.0, SHARES, time)
+    time.now += 79
+    assert clock.spare
+    time.now += 2
+    assert not clock.spare
+
+
 def test_without_a_limit_no_deadline_comes(time):
     clock = Clock(None, SHARES, time)
     assert clock.until(clock.enter("trials")) == math.inf and clock.left == math.inf and not clock.limited
-    assert clock.until(clock.after(5)) == pytest.approx(5)
+    assert clock.until(clock.after(5)) == pytest.approx(5) and not clock.spare

@@ -110,6 +110,15 @@ def test_time_ends_the_search_and_every_stage_has_its_share(tmp_path):
     assert evaluator.asked("full score") and evaluator.asked("measure")
 
 
+def test_time_that_training_does_not_take_goes_to_more_trials(tmp_path):
+    """Without anything to train a single round of trials would end at 70 % of the time."""
+    told = []
+    evaluator = FakeEvaluator(blocks=8, trainable=False)
+    run(lambda _: evaluator, load_settings(None, time_s=2.0), tmp_path / "run", told.append)
+    stages = [stage for stage, _ in itertools.groupby(told, key=lambda snapshot: snapshot.stage)]
+    assert stages.count("trials") > 1 and stages[-1] == "done"
+
+
 def test_another_storage_is_used_if_given(tmp_path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     searched(tmp_path / "run", trials=5, storage=url)
