@@ -162,8 +162,8 @@ def search(
 ) -> None:
     """Search for the best compressed models of TASK and write them, verified, to a folder."""
     from autocompress import terminal
-    from autocompress.report import write_report
     from autocompress.config import load_settings
+    from autocompress.report import write_report
     from autocompress.search import search as run_search
     from autocompress.task_loading import load_task
 
