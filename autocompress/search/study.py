@@ -2,12 +2,12 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autocompress.card import card_path
+from autocompress.card import card_path, read_card, write_card
 from autocompress.config import Settings, from_document
 from autocompress.errors import BudgetError, RunError, nearest
 from autocompress.search.candidate import Candidate, Rung
@@ -122,10 +122,6 @@ class Study:
             raise storage_error(target, error) from error
 
     def _card_of(self, source: Path, target: Path, candidate: Candidate) -> Artifact:
-        from dataclasses import replace
-
-        from autocompress.card import read_card, write_card
-
         content = target.read_bytes()
         digest = sha256(content).hexdigest()
         if not card_path(source).is_file():

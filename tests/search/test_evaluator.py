@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from autocompress.card import read_card
 from autocompress.config import load_settings
 from autocompress.devices import open_device
-from autocompress.errors import ConfigError, ExportError, TaskError, VerificationError
+from autocompress.errors import ConfigError, ExportError, RunError, TaskError, VerificationError
 from autocompress.methods.configs import Prune, Quantize
 from autocompress.plan import Plan, Step
 from autocompress.search.candidate import Candidate, Rung, Status
@@ -218,3 +218,9 @@ def test_the_whole_search_on_a_real_net(evaluator, tmp_path):
     for found in study.front:
         card = json.loads((tmp_path / "run" / "models" / f"{found.id}.card.json").read_text())
         assert card["validation"]["value"] == found.score.value and found.measured is not None
+    exported = study.export(found, tmp_path / "best.onnx")
+    assert read_card(exported.path).artifact.sha256 == exported.sha256 and read_card(exported.path).id == found.id
+    with (tmp_path / "run" / found.artifact).open("ab") as file:
+        file.write(b"tampered")
+    with pytest.raises(RunError, match="is not the file that was verified"):
+        study.export(found, tmp_path / "again.onnx")
