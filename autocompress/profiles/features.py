@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class Coordinates:
     """Places sites in a space where distance means difference, given the operations that were seen."""
 
     ops: tuple[str, ...]
+    _placed: dict[Site, list[float]] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of(seen: Iterable[Site]) -> "Coordinates":
@@ -50,7 +51,11 @@ class Coordinates:
     def __call__(self, wanted: Sequence[Site]) -> Floats:
         """[sites, coordinates]: another operation or format is 3 to 4 away, twice the channels 1, half the positions
         0.5, another layout or multiple of channels about 1."""
-        return np.array([self._place(site) for site in wanted], dtype=np.float64).reshape(len(wanted), -1)
+        placed = self._placed
+        for site in wanted:
+            if site not in placed:
+                placed[site] = self._place(site)
+        return np.array([placed[site] for site in wanted], dtype=np.float64).reshape(len(wanted), -1)
 
     def _place(self, site: Site) -> list[float]:
         w = site.workload
