@@ -8,8 +8,8 @@ import torch
 from torch.fx import GraphModule
 
 from autocompress.errors import BuildError
-from autocompress.export.rewrites import apply_exact
 from autocompress.graph.cut import cut, drop_branch
+from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.types import Graph
 from autocompress.methods.configs import LowRank, Prune, Quantize, Student
 from autocompress.methods.lowrank import LowRankMethod
@@ -67,6 +67,17 @@ class Workspace:
         return sorted(torch.topk(scores, width).indices.tolist())
 
 
+def standing(plan: Plan, graph: Graph) -> tuple[Plan, Graph]:
+    """The plan and the graph it is about: where the task's own student stands in, that student's, with the number
+    formats of the layers it has; everything else was decided about the original and is void."""
+    student = plan.configs(Student).get(WHOLE_MODEL)
+    if student is None or student.width not in graph.students:
+        return plan, graph
+    own = graph.students[student.width]
+    steps = tuple(s for s in plan.steps if isinstance(s.config, Quantize) and s.target in own.layers)
+    return Plan(own.fingerprint, steps), own
+
+
 def widths(plan: Plan, graph: Graph) -> dict[str, int]:
     """Channels that each narrowed group keeps; a student and a pruning of one group combine by the smaller number."""
     result: dict[str, int] = {}
@@ -80,6 +91,7 @@ def widths(plan: Plan, graph: Graph) -> dict[str, int]:
 
 def plan_kernels(plan: Plan, graph: Graph) -> dict[str, Kernel]:
     """The kernels a plan leads to, from shapes alone: no weights are touched. Decisions about what is gone are void."""
+    plan, graph = standing(plan, graph)
     kernels = dict(graph.kernels)
     narrow_kernels(kernels, graph, widths(plan, graph))
     low_rank = LowRankMethod()
@@ -97,6 +109,7 @@ def plan_kernels(plan: Plan, graph: Graph) -> dict[str, Kernel]:
 
 def restructure(plan: Plan, graph: Graph, statistics: "Statistics | None", repaired: bool = True) -> GraphModule:
     """The float model of a plan, repaired (unless told not to) but not trained: normalisation kept, all trainable."""
+    plan, graph = standing(plan, graph)
     work = Workspace(copy.deepcopy(graph.model), graph, statistics, repaired)
     importances: dict[str, Any] = {group: prune.importance for group, prune in plan.configs(Prune).items()}
     for group, width in widths(plan, graph).items():
@@ -119,6 +132,7 @@ def finalize(
 
     `ranges` is how the ranges of int8 activations are chosen (see ranges.choose).
     """
+    plan, graph = standing(plan, graph)
     final = copy.deepcopy(model).eval()
     apply_exact(final, graph.example_inputs)
     int8 = {layer for layer, config in plan.configs(Quantize).items() if config.dtype is DType.INT8}

@@ -9,12 +9,12 @@ from scipy.stats import spearmanr
 
 from autocompress.build import plan_kernels
 from autocompress.errors import RunError, UserError
-from autocompress.graph import trace
 from autocompress.pareto import front, hypervolume
 from autocompress.profiles import Profile
 from autocompress.search import load
 from autocompress.search.candidate import Candidate, Status
 from autocompress.task import Task
+from autocompress.tracing import trace_task
 
 MARGIN = 0.05
 """The hypervolume's reference point lies beyond the slowest and the worst model by this share of the range."""
@@ -49,7 +49,7 @@ def compare(run: Path, task: Task, profiles: Mapping[str, Profile]) -> Compariso
     if len(profiles) < 2:
         raise UserError("compare needs two profiles or more: --profile A --profile B")
     candidates = _scored(run)
-    graph = trace(task.model, task.example_inputs, tuple(task.frozen))
+    graph = trace_task(task)
     if graph.fingerprint != candidates[0].plan.fingerprint:
         raise RunError(
             f"{run} is of model {candidates[0].plan.fingerprint}, the task's model is {graph.fingerprint}; "

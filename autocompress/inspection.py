@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autocompress.graph import Graph, trace
+from autocompress.graph import Graph
 from autocompress.profiles import Profile
 from autocompress.task import Task
+from autocompress.tracing import trace_task
 from autocompress.workload import Kernel, Latency, Workload
 
 
@@ -54,7 +55,7 @@ class Inspection:
 
 def inspect_task(task: Task, profile: Profile | None = None) -> Inspection:
     """Trace the task's model and price each of its kernels. Raises TraceError where it can't be captured."""
-    graph = trace(task.model, task.example_inputs, tuple(task.frozen))
+    graph = trace_task(task)
     rows = _kernel_rows(graph, profile)
     return Inspection(
         graph.fingerprint,

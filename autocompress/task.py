@@ -34,7 +34,9 @@ class Task:
     fine-tuned), `test` may be missing (the report says that the front was chosen and scored on one split),
     `calibration` defaults to the training data without labels being used. `score` defaults to top-1 accuracy, `loss` to
     cross-entropy. `frozen` holds fnmatch patterns of layer names to leave alone. `student(width)` may return a
-    narrower, untrained model of the user's own.
+    narrower model of your own (0 < width < 1) with the same inputs and outputs; the search then tries these instead of
+    narrower copies of `model`. They learn from the weights they come with, by distillation; layers named as the model's
+    share its decisions about number formats.
     """
 
     model: torch.nn.Module

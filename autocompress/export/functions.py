@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from autocompress.export.calls import arguments
 from autocompress.export.emitter import ELEMENT_TYPES, Emit, Emitter, as_type
 from autocompress.export.moves import MOVES
+from autocompress.graph.calls import arguments
 
 aten = torch.ops.aten
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from autocompress.export.calls import arguments, getitem
 from autocompress.export.emitter import Emit, Emitter, as_type
 from autocompress.export.layout import leaves_as_vector
+from autocompress.graph.calls import arguments, getitem
 
 aten = torch.ops.aten
 _LAST = np.iinfo(np.int64).max

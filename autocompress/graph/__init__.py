@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from autocompress.errors import TraceError
-from autocompress.export.rewrites import apply_exact
 from autocompress.graph.branches import find_branches, with_branches
 from autocompress.graph.check import check_group
 from autocompress.graph.groups import axis_classes, find_groups
 from autocompress.graph.kernels import Fused, fuse
 from autocompress.graph.labels import CONVOLUTIONS, TRANSPOSED, label
+from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.trace import capture, fingerprint
 from autocompress.graph.types import Branch, Graph, Group, Layer, Member, Share
 from autocompress.workload import Workload

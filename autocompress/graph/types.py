@@ -97,6 +97,8 @@ class Graph:
 
     `branch_kernels[add]` are the kernels that go when a branch is dropped, the add itself last, and
     `branch_shortcuts[add]` is the kernel that then takes its place.
+
+    `students[width]` is the narrower model that the task itself brings for a student of this width, if it brings any.
     """
 
     fingerprint: str
@@ -110,6 +112,7 @@ class Graph:
     classes: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
     branch_kernels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     branch_shortcuts: Mapping[str, str] = field(default_factory=dict)
+    students: Mapping[float, "Graph"] = field(default_factory=dict)
 
     @property
     def free_groups(self) -> dict[str, Group]:

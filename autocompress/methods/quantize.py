@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from autocompress.export.calls import calls
 from autocompress.fake_quant import FakeQuantize, quantize_weight
+from autocompress.graph.calls import calls
 from autocompress.graph.kernels import Fused, fuse
 from autocompress.graph.types import Graph
 from autocompress.methods.configs import Quantize

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from autocompress.batches import Batch, batches, endless, size
 from autocompress.errors import TaskError
-from autocompress.export.rewrites import apply_exact
 from autocompress.features import outputs_and_features
+from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.types import Graph
 from autocompress.repair.matching import matching_for, similarity
 from autocompress.task import Loader, LossFunction

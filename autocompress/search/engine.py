@@ -133,6 +133,10 @@ class Evaluator(Protocol):
         none of them is the plan's own, perhaps from the repaired original."""
         ...
 
+    def untaught(self, plan: Plan) -> bool:
+        """Whether the plan's model owes nothing to the original before it is trained: a student of the task's own."""
+        ...
+
     def measure(self, paths: Mapping[str, Path], seconds: float) -> Mapping[str, Latency]:
         """Times the files in turn with the original, within about `seconds`; leaves out what the device refuses."""
         ...

@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from autocompress.batches import as_tuple, subset
-from autocompress.build import finalize, plan_kernels, restructure
+from autocompress.build import finalize, plan_kernels, restructure, standing
 from autocompress.card import Card, write_card
 from autocompress.config import Settings
 from autocompress.devices import Device, open_device
 from autocompress.errors import ConfigError, DeviceError, ExportError, TaskError, VerificationError, nearest
 from autocompress.evaluate.scores import top1
 from autocompress.export.onnx import plain_onnx, to_onnx
-from autocompress.graph import trace
 from autocompress.graph.types import Graph
 from autocompress.importance import IMPORTANCES
 from autocompress.measure import ROUNDS, RUNS_PER_ROUND, WARMUP_RUNS, measure, reference_seconds, to_latency
@@ -40,6 +39,7 @@ from autocompress.search.profiling import one_sample, profile_graph
 from autocompress.search.space import Space, find_space, single_plans
 from autocompress.task import Loader, Score, Task
 from autocompress.task_checks import check_task
+from autocompress.tracing import trace_task
 from autocompress.verify import exported_outputs, parity, predictor, provider_counts, validation_samples
 from autocompress.workload import WEIGHTED_OPS, Artifact, DType, Kernel, Latency, total_macs
 
@@ -67,7 +67,7 @@ class TorchEvaluator:
         check_task(task)
         setup.tell("setup", "tracing the model and proving its channel groups")
         self._inputs = as_tuple(task.example_inputs)
-        self.graph = trace(task.model, self._inputs, task.frozen)
+        self.graph = trace_task(task)
         setup.tell("setup", "collecting statistics on calibration data")
         self.statistics = collect(self.graph, _calibration(task), settings.samples.calibration)
         self._probes = subset(self.statistics.batches, settings.samples.sensitivity)
@@ -180,6 +180,9 @@ class TorchEvaluator:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
         return Trained(closest if closest < len(starts) else None, report.seconds)
 
+    def untaught(self, plan: Plan) -> bool:
+        return standing(plan, self.graph)[1] is not self.graph
+
     def measure(self, paths: Mapping[str, Path], seconds: float) -> Mapping[str, Latency]:
         usable = {key: path for key, path in paths.items() if self._opens(path)}
         if not usable:
@@ -276,6 +279,9 @@ class TorchEvaluator:
         What another plan left whole takes part in cutting and repair as the original's weights do; what both cut alike
         is taken over as it is.
         """
+        if standing(plan, self.graph)[1] is not self.graph:
+            alike = standing(plan, self.graph)[1] is standing(start.plan, self.graph)[1]
+            return self._structured(plan, start.weights if alike else None)
         if start.plan == plan:
             return self._structured(plan, start.weights)
         source = self._structured(start.plan, start.weights).state_dict()

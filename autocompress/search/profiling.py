@@ -15,7 +15,6 @@ from autocompress.build import build, plan_kernels
 from autocompress.devices import Device, open_device
 from autocompress.errors import Failure
 from autocompress.export.onnx import plain_onnx, to_onnx
-from autocompress.graph import trace
 from autocompress.graph.types import Graph
 from autocompress.methods import methods
 from autocompress.methods.configs import LowRank, Prune, Quantize, Student
@@ -24,6 +23,7 @@ from autocompress.profiles import Profile, calibrate
 from autocompress.search.space import Space, find_space
 from autocompress.task import Task
 from autocompress.task_checks import check_task
+from autocompress.tracing import trace_task
 
 PLANS = 60
 """Models measured for a profile; a third of them are held out to judge it."""
@@ -47,7 +47,7 @@ def profile_task(
     """
     check_task(task)
     inputs = as_tuple(task.example_inputs)
-    graph = trace(task.model, inputs, task.frozen)
+    graph = trace_task(task)
     opened = open_device(device)
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         reference = Path(folder) / "original.onnx"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from autocompress.config import Settings
 from autocompress.errors import Failure, StorageError
+from autocompress.methods.configs import Student
+from autocompress.plan import WHOLE_MODEL
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.clock import Clock
 from autocompress.search.engine import Baseline, Evaluator, Start
@@ -106,10 +108,21 @@ class Promotion:
             return
         whole = self.clock.until(deadline) if self.clock.limited else settings.time_s
         first = to_train(self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, settings.candidates)
+        first = _slowest_first(first + self._untaught(first))
         self._tranches(first, self.clock.after(whole * settings.first_share))
         trained = [c for c in self.ledger.at(Rung.FINE_TUNED, Rung.MEASURED) if c.trained_s > 0]
         last = to_finish(trained, self.baseline, self._worst(), self.limits, settings.finalists)
+        last = _slowest_first(last + [c for c in self._untaught(last) if c.trained_s > 0])
         self._tranches(last, deadline if self.clock.limited else self.clock.after(whole * (1 - settings.first_share)))
+
+    def _untaught(self, others: Sequence[Candidate]) -> list[Candidate]:
+        """At most one student of the task's own, the widest within the limits: before it has learnt, no score speaks
+        for it, so it learns beside the others whatever its score."""
+        students = [c for c in self.ledger.at(*Rung) if self.evaluator.untaught(c.plan) and self.limits.allow(c)]
+        if not students or any(c in students for c in others):
+            return []
+        widths = {c.id: c.plan.configs(Student)[WHOLE_MODEL].width for c in students}
+        return [max(students, key=lambda c: (c.trained_s, widths[c.id], -c.best_latency.seconds))]
 
     def measure(self, deadline: float) -> None:
         """Exports the best, times them in one go, scores and certifies each; only the front sees the test split."""
@@ -254,6 +267,10 @@ class Promotion:
             for path in leftover:
                 path.unlink(missing_ok=True)
             self.ledger.record(replace(candidate, status=status, reason=str(error)))
+
+
+def _slowest_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda c: -c.best_latency.seconds)
 
 
 def _mean(values: Sequence[float], otherwise: float) -> float:

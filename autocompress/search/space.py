@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -64,7 +64,8 @@ class Space:
     """All decisions about one model, in stage order.
 
     `channels` are the widths of the free groups, `students` what each of them keeps in a student, and `gone` what goes
-    with a group's last channel.
+    with a group's last channel. `own_students` are the layers of each student that the task brings itself: nothing but
+    their number formats is decided further. `elsewhere` are the layers that only such students have.
     """
 
     fingerprint: str
@@ -72,6 +73,8 @@ class Space:
     channels: Mapping[str, int] = field(default_factory=dict)
     students: Mapping[Student, Mapping[str, int]] = field(default_factory=dict)
     gone: Mapping[str, Gone] = field(default_factory=dict)
+    own_students: Mapping[Student, frozenset[str]] = field(default_factory=dict)
+    elsewhere: frozenset[str] = frozenset()
 
     @cached_property
     def by_name(self) -> dict[str, Decision]:
@@ -109,9 +112,11 @@ class Space:
         """The plan without the steps that change nothing: decisions to keep what is there, decisions about what a
         dropped branch takes with it, and widths that the student's narrower ones decide already."""
         student = next(iter(plan.configs(Student).values()), None)
+        if student in self.own_students:
+            return self._standing(plan, self.own_students[student])
         widths = self.students.get(student, {}) if student else {}
         dropped = [self.gone[g] for g, c in plan.configs(Prune).items() if c.keep == 0 and g in self.gone]
-        lost_layers = frozenset[str]().union(*(gone.layers for gone in dropped))
+        lost_layers = self.elsewhere.union(*(gone.layers for gone in dropped))
         lost_groups = frozenset[str]().union(*(gone.groups for gone in dropped))
 
         def matters(step: Step) -> bool:
@@ -124,6 +129,14 @@ class Space:
             return isinstance(config, Student) or target not in lost_layers
 
         return Plan(plan.fingerprint, tuple(step for step in plan.steps if matters(step)))
+
+    def _standing(self, plan: Plan, layers: frozenset[str]) -> Plan:
+        kept = (
+            isinstance(step.config, Student)
+            or (isinstance(step.config, Quantize) and step.config.dtype is not DType.FP32 and step.target in layers)
+            for step in plan.steps
+        )
+        return Plan(plan.fingerprint, tuple(compress(plan.steps, kept)))
 
     def document(self) -> dict[str, list[Value]]:
         """Parameter → its values from mildest to strongest, to tell whether a stored study searched the same space."""
@@ -148,6 +161,8 @@ def find_space(
         if _KINDS[method.config] in decisions
         for target in method.targets(graph)
     ]
+    if "quantize" in decisions:
+        found += _formats_elsewhere(graph, methods, capabilities)
     space = _space(graph, [decision for decision in found if len(decision.options) > 1])
     if seconds is None:
         return space
@@ -185,14 +200,29 @@ def _value(option: Config | None, target: str, method: type[Config], graph: Grap
     return graph.groups[target].channels if method is Prune else untouched[method]
 
 
+def _formats_elsewhere(graph: Graph, methods: Sequence[Method], capabilities: Capabilities) -> list[Decision]:
+    """Number formats of the layers that only the task's own students have."""
+    found: dict[str, Decision] = {}
+    for student in graph.students.values():
+        for method in methods:
+            if method.config is Quantize:
+                for target in set(method.targets(student)) - graph.layers.keys():
+                    options = method.options(target, student, capabilities)
+                    found[target] = _decision(method, target, options, student)
+    return [found[target] for target in sorted(found)]
+
+
 def _space(graph: Graph, decisions: Sequence[Decision]) -> Space:
     students = [option for d in decisions for option in d.options if isinstance(option, Student)]
+    own = {student: frozenset(graph.students[student.width].layers) for student in students if graph.students}
     return Space(
         graph.fingerprint,
         tuple(decisions),
         {name: group.channels for name, group in graph.free_groups.items()},
-        {student: student_keep(graph, student.width) for student in students},
+        {student: student_keep(graph, student.width) for student in students if student not in own},
         {name: _gone(graph, name, graph.branches[g.branch]) for name, g in graph.free_groups.items() if g.branch},
+        own,
+        frozenset[str]().union(*own.values()) - graph.layers.keys(),
     )
 
 

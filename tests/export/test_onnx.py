@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from autocompress.errors import ExportError, StorageError
 from autocompress.export.onnx import plain_onnx, to_onnx
-from autocompress.export.rewrites import apply_exact
+from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.trace import capture
 from tests.runner import Runner
 from tests.zoo import MODELS, make

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from autocompress.build import Workspace, plan_kernels, restructure
-from autocompress.export.rewrites import apply_exact
 from autocompress.graph.kernels import kernels_of
+from autocompress.graph.rewrites import apply_exact
 from autocompress.methods.configs import LowRank, Prune, Quantize
 from autocompress.methods.lowrank import LowRankMethod, parts
 from autocompress.plan import Plan, Step

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress.export.rewrites import apply_exact
 from autocompress.graph import trace
 from autocompress.graph.cut import cut, drop_branch
 from autocompress.graph.kernels import kernels_of
+from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.types import Graph
 from autocompress.methods.configs import Prune
 from autocompress.methods.prune import PruneMethod, narrow_kernels, snapped_widths

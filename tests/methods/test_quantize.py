@@ -18,9 +18,9 @@ from torch.fx import GraphModule
 
 from autocompress.errors import ConfigError
 from autocompress.export.onnx import to_onnx
-from autocompress.export.rewrites import apply_exact
 from autocompress.fake_quant import FakeQuantize, QuantizedLayer, quantize_weight
 from autocompress.graph.kernels import kernels_of
+from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.trace import capture
 from autocompress.graph.types import Graph, Layer
 from autocompress.methods.configs import Quantize

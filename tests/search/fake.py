@@ -46,7 +46,8 @@ def fake_space(blocks: int = 4, fingerprint: str = "feed") -> Space:
 @dataclass
 class FakeEvaluator:
     """`log` holds (what, plan key) for everything that was asked of it. `slower` is how much longer a model really
-    takes than predicted, by plan key; `broken` plans fail to build, `lying` ones fail verification."""
+    takes than predicted, by plan key; `broken` plans fail to build, `lying` ones fail verification, `raw` ones know
+    nothing before they are trained."""
 
     blocks: int = 4
     fingerprint: str = "feed"
@@ -54,6 +55,7 @@ class FakeEvaluator:
     slower: Mapping[str, float] = field(default_factory=dict)
     broken: Callable[[Plan], bool] = lambda plan: False
     lying: Callable[[Plan], bool] = lambda plan: False
+    raw: Callable[[Plan], bool] = lambda plan: False
     before: Callable[[str, str], None] = lambda what, key: None
     environment: Mapping[str, str] = field(default_factory=lambda: {"runtime": "fake 1.0"})
     log: list[tuple[str, str]] = field(default_factory=list)
@@ -75,6 +77,9 @@ class FakeEvaluator:
         score = self._score(ORIGINAL_SCORE, VALIDATION)
         return Baseline(score, self._score(ORIGINAL_SCORE, 1000), latency, 4000, 1000, 100_000, rewritten=latency)
 
+    def untaught(self, plan: Plan) -> bool:
+        return self.raw(plan)
+
     def adopt(self, baseline: Baseline) -> None:
         self._note("adopt", "original")
 
@@ -90,7 +95,7 @@ class FakeEvaluator:
         if self.broken(plan):
             raise BuildError(f"plan {plan.key} can't be built")
         trained_s = json.loads(weights.read_text())["seconds"] if weights else 0.0
-        error = self._error(plan) * (0.15 + 0.85 * math.exp(-trained_s / 20))
+        error = (0.8 if self.raw(plan) else self._error(plan)) * (0.15 + 0.85 * math.exp(-trained_s / 20))
         content = json.dumps({"key": plan.key, "error": error, "seconds": self._seconds(plan)}).encode()
         path.write_bytes(content)
         return Artifact(path, sha256(content).hexdigest(), plan.key, 17, len(content))

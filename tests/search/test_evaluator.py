@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from autocompress.card import read_card
 from autocompress.config import load_settings
 from autocompress.devices import open_device
 from autocompress.errors import ConfigError, ExportError, RunError, TaskError, VerificationError
-from autocompress.methods.configs import Prune, Quantize
+from autocompress.methods.configs import Prune, Quantize, Student
 from autocompress.plan import Plan, Step
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Setup, Start
@@ -21,7 +21,7 @@ from autocompress.search.evaluator import TorchEvaluator
 from autocompress.search.loop import search
 from autocompress.task import Score, Task
 from autocompress.workload import DType
-from tests.zoo import make
+from tests.zoo import OptionAResNet, make
 
 SETTINGS = load_settings(samples={"calibration": 32, "sensitivity": 16, "subset": 24}, measuring={"rounds": 16})
 
@@ -131,6 +131,26 @@ def test_a_plan_may_start_where_a_milder_one_ended(evaluator, plans, tmp_path):
     trained = evaluator.fine_tune(plans["both"], [Start(plans["cut"], weights)], 0.2, tmp_path / "v.safetensors")
     assert trained.start in (None, 0)
     assert evaluator.export(plans["both"], tmp_path / "v.safetensors", tmp_path / "m.onnx").size_bytes > 0
+
+
+def test_a_student_of_the_tasks_own_is_searched_trained_and_exported(tmp_path):
+    def student(width: float) -> OptionAResNet:
+        return OptionAResNet(width=4 * round(2 * width)).eval()
+
+    own = opened(tmp_path, task=tiny_task(student=student))
+    own.adopt(own.baseline())
+    assert [d.values for d in own.space().of(Student)] == [(1.0, 0.625)]
+    steps = (Step("model", Student(0.625)), *(Step(layer, Quantize(DType.INT8)) for layer in own.graph.layers))
+    plan, alone = Plan(own.fingerprint, steps), Plan(own.fingerprint, steps[:1])
+    assert own.untaught(plan) and not own.untaught(Plan(own.fingerprint))
+    assert own.price(plan).params == own.price(alone).params < own.price(Plan(own.fingerprint)).params
+    weights = tmp_path / "w.safetensors"
+    trained = own.fine_tune(plan, [], 0.2, weights)
+    assert trained.start is None
+    resumed = own._begun(alone, Start(plan, weights)).state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in load_file(weights).items())
+    images = tiny_task().validation[0][0]
+    assert run_file(own.export(plan, weights, tmp_path / "m.onnx").path, images).shape == (len(images), 5)
 
 
 def candidate(evaluator, plan, **changes) -> Candidate:

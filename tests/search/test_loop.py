@@ -12,6 +12,7 @@ import pytest
 
 from autocompress.config import load_settings
 from autocompress.errors import BudgetError, ConfigError, RunError, TaskError
+from autocompress.methods.configs import Student
 from autocompress.pareto import hypervolume
 from autocompress.search.candidate import Rung, Status
 from autocompress.search.loop import run
@@ -205,6 +206,16 @@ def test_fine_tuning_goes_from_mild_to_fast_and_starts_from_neighbours(tmp_path)
     assert len(tuned) > len(first), "the best get a second tranche"
     trained = [c for c in study.candidates if c.weights]
     assert trained and all((tmp_path / "run" / c.weights).is_file() for c in trained)
+
+
+def test_a_student_that_knows_nothing_yet_is_trained_all_the_same(tmp_path):
+    evaluator = FakeEvaluator(raw=lambda plan: bool(plan.configs(Student)))
+    study = searched(tmp_path / "run", evaluator)
+    students = [c for c in study.candidates if c.plan.configs(Student)]
+    trained = {c.id for c in students if c.trained_s > 0}
+    assert len(trained) == 1 and evaluator.asked("fine_tune").count(*trained) == 2, "a short tranche and a long one"
+    untrained = max(c.score.value for c in students if c.id not in trained)
+    assert max(c.score.value for c in students) > untrained
 
 
 def test_a_score_that_is_no_number_ends_the_search(tmp_path):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.export import rewrites
-from autocompress.export.rewrites import Rewrite, apply_exact
+from autocompress.graph import rewrites
+from autocompress.graph.rewrites import Rewrite, apply_exact
 from autocompress.graph.trace import capture
 
 

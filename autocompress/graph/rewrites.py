@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from autocompress.export.calls import arguments, calls
+from autocompress.graph.calls import arguments, calls
 from autocompress.precision import FIXED_SUFFIX
 
 aten = torch.ops.aten
