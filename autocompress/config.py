@@ -82,27 +82,36 @@ class WarmStart(_Section):
 
 
 class FineTuning(_Section):
-    """Distillation from the original. All of `candidates` get a first tranche, `finalists` of them a long one.
+    """Distillation from the original. All of `candidates` get a first tranche, `finalists` of them a long one, and as
+    many plans that lie in the gaps between them a last one.
 
-    `first_share` is the first tranches' share of the time; `time_s` is the whole time where the search has no limit.
-    The rest is the recipe (repair/distill.py): a positive `feature_weight` also matches features at residual adds.
+    `first_share` and `gap_share` are the first and the last tranches' share of the time; `time_s` is the whole time
+    where the search has no limit. The rest is the recipe (repair/distill.py): a positive `feature_weight` also matches
+    features at residual adds.
     """
 
     enabled: bool = True
     candidates: Count = 6
     finalists: Count = 3
-    first_share: Share = 0.35
+    first_share: Share = 0.3
+    gap_share: Share = 0.2
     time_s: Positive = 300.0
-    learning_rate: Positive = 0.02
+    learning_rate: Positive = 0.08
     momentum: Share = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warm_up: Share = 0.05
     temperature: Positive = 4.0
-    final_temperature: Positive = 2.0
+    final_temperature: Positive = 4.0
     label_weight: Share = 0.0
     feature_weight: Annotated[float, Field(ge=0)] = 0.0
     clip: Positive = 1.0
     precision: Annotated[str, _one_of("bf16", "fp32")] = "bf16"
+
+    @model_validator(mode="after")
+    def _room_for_the_long(self) -> "FineTuning":
+        if self.first_share + self.gap_share > 1:
+            raise ValueError(f"first_share and gap_share add up to {self.first_share + self.gap_share:.3g}; at most 1")
+        return self
 
 
 class Measuring(_Section):

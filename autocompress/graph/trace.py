@@ -5,6 +5,7 @@ that it trains, and normalisation keeps its two modes), ATen overloads for the r
 Shapes are free of the batch size.
 """
 
+import inspect
 import io
 import logging
 import operator
@@ -89,7 +90,8 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         ) from error
     try:
         with torch.no_grad(), _without_chatter():
-            program = torch.export.export(model, inputs, dynamic_shapes=shapes).run_decompositions(_SPELL_OUT)
+            exported = torch.export.export(model, inputs, dynamic_shapes=_as_taken(model, shapes))
+            program = exported.run_decompositions(_SPELL_OUT)
     except Exception as error:
         raise TraceError(
             f"torch.export can't capture the model: {_one_line(error)}{_user_line(error)}; write that line with tensor "
@@ -98,6 +100,15 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     finally:
         model.train(was_training)
     return program
+
+
+def _as_taken(model: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One entry per parameter of forward, as torch.export wants it: what `*args` takes is a tuple by itself."""
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:named], shapes[named:])
 
 
 @contextmanager

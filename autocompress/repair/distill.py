@@ -46,12 +46,13 @@ class Recipe:
     the samples' similarities are matched, with `feature_weight`. `clip` bounds the gradient's norm. `precision` is
     "bf16" (activations; weights stay float) or "fp32".
 
-    The defaults are what did best on a ResNet-20 without two of its blocks in 120 to 500 steps: rates from 0.02 to 0.05
-    and temperature 4 throughout; batch norms learn along, since frozen ones end closer to the teacher on the training
-    data but no better on other data.
+    The defaults are what did well on ResNets without some of their blocks, top-1 of 5,000: ResNet-20 in 590 steps 87.6
+    at rate 0.02, 88.6 at 0.05, 88.8 to 89.3 at 0.1 and 0.2; ResNet-56 in 280 steps 90.8, 91.3 at 0.05, 90.9 to 91.2 at
+    0.1. Temperature 4 throughout was never worse than a falling one or than 2. Batch norms learn along, since frozen
+    ones end closer to the teacher on the training data but no better on other data.
     """
 
-    rate: float = 0.05
+    rate: float = 0.08
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup: float = 0.05

@@ -21,6 +21,7 @@ from autocompress.search.rungs import (
     hopeful,
     on_one_scale,
     pareto_front,
+    to_fill,
     to_finish,
     to_train,
     worthwhile,
@@ -102,7 +103,8 @@ class Promotion:
             path.unlink(missing_ok=True)
 
     def fine_tune(self, deadline: float) -> None:
-        """A first tranche for plans spread over latency, then a long one for those within reach of what is asked."""
+        """A first tranche for plans spread over latency, a long one for those within reach of what is asked, and a last
+        one for plans between them, which begin from what these have learnt."""
         settings = self.settings.fine_tuning
         if not self._trains:
             return
@@ -113,7 +115,9 @@ class Promotion:
         trained = [c for c in self.ledger.at(Rung.FINE_TUNED, Rung.MEASURED) if c.trained_s > 0]
         last = to_finish(trained, self.baseline, self._worst(), self.limits, settings.finalists)
         last = _slowest_first(last + [c for c in self._untaught(last) if c.trained_s > 0])
-        self._tranches(last, deadline if self.clock.limited else self.clock.after(whole * (1 - settings.first_share)))
+        self._tranches(last, self.clock.after(whole * (1 - settings.first_share - settings.gap_share)))
+        between = to_fill(self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, settings.finalists)
+        self._tranches(between, deadline if self.clock.limited else self.clock.after(whole * settings.gap_share))
 
     def _untaught(self, others: Sequence[Candidate]) -> list[Candidate]:
         """At most one student of the task's own, the widest within the limits: before it has learnt, no score speaks

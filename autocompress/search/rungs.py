@@ -1,5 +1,6 @@
 """Who is promoted from rung to rung: by non-dominated rank, kept spread over latency."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -126,13 +127,42 @@ def to_train(
 ) -> list[Candidate]:
     """Plans worth a first tranche of fine-tuning, slowest first: those faster than what needs no training, and not
     beyond hope. `worst` is the lowest score seen."""
+    return _originals(scored, spread(_needy(scored, baseline, worst, limits), count))
+
+
+def to_fill(
+    scored: Sequence[Candidate], baseline: Baseline, worst: float, limits: Limits, count: int
+) -> list[Candidate]:
+    """Untrained plans for a last tranche, slowest first: each time the one whose latency is farthest (as a ratio) from
+    all that are trained or chosen, of the best that are slower than the fastest worthwhile trained one."""
+    trained = [c for c in worthwhile(scored, baseline, worst, limits) if c.trained_s > 0]
+    known = [c.best_latency.seconds for c in trained]
+    front = pareto_front(_needy(scored, baseline, worst, limits))
+    between = [c for c in front if c.best_latency.seconds > min(known, default=math.inf)]
+    chosen: list[Candidate] = []
+    while between and len(chosen) < count:
+        loneliest = max(between, key=lambda c: min(abs(math.log(c.best_latency.seconds / s)) for s in known))
+        between.remove(loneliest)
+        chosen.append(loneliest)
+        known.append(loneliest.best_latency.seconds)
+    return _originals(scored, sorted(chosen, key=lambda c: -c.best_latency.seconds))
+
+
+def _needy(scored: Sequence[Candidate], baseline: Baseline, worst: float, limits: Limits) -> list[Candidate]:
+    """Untrained plans that lost something, but not beyond hope, and are faster than all that lost nothing; on one
+    scale."""
     lossless = NEGLIGIBLE_STDERRS * baseline.score.stderr
     good = [c.best_latency.seconds for c in scored if drop(c, baseline) <= lossless]
     fastest_good = min(good, default=baseline.latency.seconds)
     faster = [c for c in hopeful(scored, baseline, worst, limits) if c.best_latency.seconds < fastest_good]
     needy = [c for c in faster if c.trained_s == 0 and drop(c, baseline) > lossless]
+    return on_one_scale(needy, baseline)
+
+
+def _originals(scored: Sequence[Candidate], chosen: Sequence[Candidate]) -> list[Candidate]:
+    """The chosen with the scores they really have."""
     by_id = {c.id: c for c in scored}
-    return [by_id[c.id] for c in spread(on_one_scale(needy, baseline), count)]
+    return [by_id[c.id] for c in chosen]
 
 
 def to_finish(

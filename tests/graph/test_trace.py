@@ -89,3 +89,21 @@ def test_several_outputs_are_refused() -> None:
 def test_a_model_without_layers_has_nothing_to_compress() -> None:
     with pytest.raises(TraceError, match="nothing to compress"):
         trace(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), torch.randn(2, 4))
+
+
+class Summing(nn.Module):
+    """Takes any number of inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rest = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        return self.first(x) + sum(self.rest(other) for other in others)
+
+
+def test_inputs_without_names_of_their_own_are_captured() -> None:
+    model, inputs = Summing(), tuple(torch.randn(3, 2, 4))
+    lifted = capture(model, inputs)
+    wide = tuple(tensor.repeat(3, 1) for tensor in inputs)
+    torch.testing.assert_close(lifted(*wide), model(*wide))

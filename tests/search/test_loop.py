@@ -201,9 +201,14 @@ def test_fine_tuning_goes_from_mild_to_fast_and_starts_from_neighbours(tmp_path)
     study = searched(tmp_path / "run", evaluator)
     latency = {c.id: c.best_latency.seconds for c in study.candidates}
     tuned = evaluator.asked("fine_tune")
-    first = [latency[key] for key in dict.fromkeys(tuned)]
-    assert len(first) > 1 and first == sorted(first, reverse=True)
-    assert len(tuned) > len(first), "the best get a second tranche"
+    long = next(i for i, key in enumerate(tuned) if key in tuned[:i])
+    gaps = next(i for i, key in enumerate(tuned) if i > long and key not in tuned[:i])
+    for tranche in (tuned[:long], tuned[long:gaps], tuned[gaps:]):
+        slowest_first = sorted(tranche, key=lambda key: -latency[key])
+        assert tranche == slowest_first and len(set(tranche)) == len(tranche)
+    assert set(tuned[long:gaps]) <= set(tuned[:long]), "the best get a second tranche"
+    fastest = min(latency[key] for key in tuned[:gaps])
+    assert all(latency[key] > fastest for key in tuned[gaps:]), "the last lie between"
     trained = [c for c in study.candidates if c.weights]
     assert trained and all((tmp_path / "run" / c.weights).is_file() for c in trained)
 

@@ -9,7 +9,17 @@ from autocompress.pareto import dominates
 from autocompress.plan import Plan
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Baseline, Price
-from autocompress.search.rungs import Limits, by_rank, drop, on_one_scale, pareto_front, spread, to_finish, to_train
+from autocompress.search.rungs import (
+    Limits,
+    by_rank,
+    drop,
+    on_one_scale,
+    pareto_front,
+    spread,
+    to_fill,
+    to_finish,
+    to_train,
+)
 from autocompress.task import Score
 from autocompress.workload import Latency
 
@@ -91,6 +101,23 @@ def test_long_tranches_go_to_what_is_within_reach():
     ]
     assert [c.id for c in to_finish(trained, BASELINE, 0.1, Limits(), 2)] == ["near", "reach"]
     assert [c.id for c in to_finish(trained, BASELINE, 0.1, Limits(), 3)] == ["near", "reach", "far"]
+
+
+def test_last_tranches_go_to_the_gaps_between_what_is_trained():
+    def trained(name, score, seconds):
+        return replace(candidate(name, score, seconds, Rung.FINE_TUNED), trained_s=9.0)
+
+    ends = [trained("mild", 0.915, 0.8), trained("strong", 0.90, 0.4)]
+    plans = [
+        candidate("above", 0.912, 0.79),
+        candidate("middle", 0.905, 0.56),
+        candidate("beaten", 0.895, 0.57),
+        candidate("near", 0.899, 0.41),
+        candidate("beyond", 0.89, 0.3),
+    ]
+    assert [c.id for c in to_fill(ends + plans, BASELINE, 0.1, Limits(), 1)] == ["middle"]
+    assert [c.id for c in to_fill(ends + plans, BASELINE, 0.1, Limits(), 9)] == ["above", "middle", "near"]
+    assert to_fill(plans, BASELINE, 0.1, Limits(), 9) == []
 
 
 def test_limits_say_what_is_broken_and_by_how_much():
