@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import GraphModule
 
+from autocompress.batches import subset
 from autocompress.errors import BuildError
 from autocompress.graph.cut import cut, drop_branch
 from autocompress.graph.rewrites import apply_exact
@@ -17,12 +18,16 @@ from autocompress.methods.prune import narrow_kernels
 from autocompress.methods.quantize import insert_fake_quant
 from autocompress.methods.student import student_keep
 from autocompress.plan import WHOLE_MODEL, Plan
+from autocompress.repair.bias_correction import correct_biases
 from autocompress.repair.least_squares import repair
 from autocompress.repair.sequential import refit
 from autocompress.workload import DType, Kernel
 
 if TYPE_CHECKING:
     from autocompress.repair.statistics import Statistics
+
+CORRECTION_SAMPLES = 128
+"""Calibration samples that biases are corrected on: means need few."""
 
 
 @dataclass(slots=True)
@@ -130,15 +135,19 @@ def finalize(
 ) -> GraphModule:
     """A copy of a restructured (and perhaps trained) model, exactly rewritten and quantised as the plan says.
 
-    `ranges` is how the ranges of int8 activations are chosen (see ranges.choose).
+    `ranges` is how the ranges of int8 activations are chosen (see ranges.choose). Given statistics, the biases of int8
+    layers then take back what rounding shifted on average.
     """
     plan, graph = standing(plan, graph)
     final = copy.deepcopy(model).eval()
     apply_exact(final, graph.example_inputs)
     int8 = {layer for layer, config in plan.configs(Quantize).items() if config.dtype is DType.INT8}
-    if int8:
-        batches = [inputs for inputs, _ in statistics.batches] if statistics else [graph.example_inputs]
-        insert_fake_quant(final, int8, batches, graph.example_inputs, ranges)
+    if int8 and statistics is None:
+        insert_fake_quant(final, int8, [graph.example_inputs], graph.example_inputs, ranges)
+    elif int8 and statistics is not None:
+        unrounded = copy.deepcopy(final)
+        insert_fake_quant(final, int8, [inputs for inputs, _ in statistics.batches], graph.example_inputs, ranges)
+        correct_biases(final, unrounded, subset(statistics.batches, CORRECTION_SAMPLES), int8)
     return final
 
 

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _warn if not debug else warnings.showwarning
+            if not debug:
+                warnings.showwarning = _warn  # type: ignore[assignment]  # the place is of no use to users
             return _run([word for word in given if word != "--debug"] or ["--help"])
     except (AutocompressError, typer.TyperException) as error:
         if debug:

@@ -23,7 +23,11 @@ from autocompress.workload import Workload
 
 __all__ = ["Branch", "Graph", "Group", "Layer", "Member", "Share", "trace"]
 
-_KINDS = {**{c: "conv" for c in CONVOLUTIONS}, **{c: "conv_transpose" for c in TRANSPOSED}, nn.Linear: "linear"}
+_KINDS: dict[type[nn.Module], str] = {
+    **dict.fromkeys(CONVOLUTIONS, "conv"),
+    **dict.fromkeys(TRANSPOSED, "conv_transpose"),
+    nn.Linear: "linear",
+}
 
 
 def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], frozen: Sequence[str] = ()) -> Graph:
@@ -57,7 +61,7 @@ def _layers(model: GraphModule, calls: Mapping[str, int], frozen: Sequence[str])
         pattern = next((f for f in frozen if fnmatchcase(name, f)), None)
         reason = f"left alone by the task ({pattern})" if pattern else None
         reason = reason or ("used more than once" if calls[name] > 1 else None)
-        layers[name] = Layer(name, kind, node.name, tuple(module.weight.shape), reason)  # type: ignore[union-attr, arg-type]
+        layers[name] = Layer(name, kind, node.name, tuple(module.weight.shape), reason)  # type: ignore[arg-type]
     return layers
 
 
@@ -108,9 +112,9 @@ def _shares(graph: Graph, fused: Fused) -> dict[str, dict[str, Share]]:
     group_of = {number: group.id for group in graph.groups.values() for number in group.classes}
     nodes = {node.name: node for node in graph.model.graph.nodes}
     made_by: dict[str, Node] = {}
-    for name, kernel in fused.holder.items():
+    for name, holder in fused.holder.items():
         if name in nodes and isinstance(nodes[name].meta["val"], Tensor):
-            made_by.setdefault(kernel, nodes[name])
+            made_by.setdefault(holder, nodes[name])
     shares: dict[str, dict[str, Share]] = {name: {} for name in graph.groups}
     for name, kernel in fused.kernels.items():
         sources = fused.sources[name] if kernel.workload.op == "concat" else fused.sources[name][:1]

@@ -158,10 +158,14 @@ def _resized_product(size: Node, before: int, after: int) -> Node:
         return size.graph.call_function(operator.mul, factors)
 
 
+def _given(node: Node) -> tuple[Any, ...]:
+    """A call's operands and options, whose types its operator's schema says."""
+    return node.args
+
+
 def _resize_pad(node: Node, graph: Graph, removed: set[int]) -> None:
-    source = node.args[0]
-    pads = list(node.args[1])  # type: ignore[arg-type]
-    rank = len(source.meta["val"].shape)  # type: ignore[union-attr]
+    source, pads = _given(node)[0], list(_given(node)[1])
+    rank = len(source.meta["val"].shape)
     for axis, classes in _axes(graph, node).items():
         low = 2 * (rank - 1 - axis)
         if low >= len(pads) or (pads[low] <= 0 and pads[low + 1] <= 0):
@@ -173,9 +177,10 @@ def _resize_pad(node: Node, graph: Graph, removed: set[int]) -> None:
 
 
 def _resize_slice(node: Node, graph: Graph, removed: set[int]) -> None:
-    source, axis, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
-    rank = len(source.meta["val"].shape)  # type: ignore[union-attr]
-    classes = _axes(graph, source).get(axis % rank)  # type: ignore[operator]
+    given = [*_given(node), *(0, None, None, 1)[len(node.args) - 1 :]]
+    source, axis, start, end, step = given
+    rank = len(source.meta["val"].shape)
+    classes = _axes(graph, source).get(axis % rank)
     if classes is None or not removed.intersection(classes):
         return
     if step != 1:
@@ -185,20 +190,20 @@ def _resize_slice(node: Node, graph: Graph, removed: set[int]) -> None:
 
 
 def _resize_select(node: Node, graph: Graph, removed: set[int]) -> None:
-    source, axis, index = node.args
-    rank = len(source.meta["val"].shape)  # type: ignore[union-attr]
-    classes = _axes(graph, source).get(axis % rank)  # type: ignore[operator]
+    source, axis, index = _given(node)
+    rank = len(source.meta["val"].shape)
+    classes = _axes(graph, source).get(axis % rank)
     if classes is not None:
-        node.args = (source, axis, _kept(classes, removed, index % len(classes)))  # type: ignore[operator]
+        node.args = (source, axis, _kept(classes, removed, index % len(classes)))
 
 
 def _resize_split(node: Node, graph: Graph, removed: set[int]) -> None:
-    source, axis = node.args[0], node.args[2] if len(node.args) > 2 else 0
-    rank = len(source.meta["val"].shape)  # type: ignore[union-attr]
-    classes = _axes(graph, source).get(axis % rank)  # type: ignore[operator]
+    source, axis = _given(node)[0], _given(node)[2] if len(node.args) > 2 else 0
+    rank = len(source.meta["val"].shape)
+    classes = _axes(graph, source).get(axis % rank)
     if classes is None or not removed.intersection(classes):
         return
-    original = [part.shape[axis] for part in node.meta["val"]]  # type: ignore[index]
+    original = [part.shape[axis] for part in node.meta["val"]]
     edges = [sum(original[:i]) for i in range(len(original) + 1)]
     kept = [_kept(classes[a:b], removed) for a, b in pairwise(edges)]
     node.target = aten.split_with_sizes.default

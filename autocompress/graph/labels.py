@@ -147,7 +147,10 @@ class _Flow(torch.fx.Interpreter):
         elif isinstance(module, nn.Embedding):
             y = self._embedding(name, module, x)
         else:
-            return self._unknown(n, args, f"{name} is a {type(module).__name__}, which is not in the operator table")
+            unknown: Tensor = self._unknown(
+                n, args, f"{name} is a {type(module).__name__}, which is not in the operator table"
+            )
+            return unknown
         if name in self.shared:
             self.ledger.freeze(torch.cat([x.flatten(), y.flatten()]), f"{name} is used more than once")
         return y
@@ -223,17 +226,17 @@ class _Flow(torch.fx.Interpreter):
 
     def _call_function(self, n: Node, args: Any, kwargs: Any) -> Any:
         if not _tensors(args):
-            value = n.target(*args, **kwargs)  # type: ignore[operator, misc]
+            value = _called(n, args, kwargs)
             return torch.zeros(value.shape, dtype=torch.long) if isinstance(value, Tensor) else value
         row = TABLE.get(n.target)
         if row is None:
             return self._unknown(n, args, f"{n.target} is not in the operator table")
         if row.passage is Passage.SIZE:
-            return n.target(*args, **kwargs)  # type: ignore[operator, misc]
+            return _called(n, args, kwargs)
         return getattr(self, f"_{row.passage.name.lower()}")(n, args, kwargs)
 
     def _move(self, n: Node, args: Any, kwargs: Any) -> Any:
-        return n.target(*args, **kwargs)  # type: ignore[operator, misc]
+        return _called(n, args, kwargs)
 
     def _elementwise(self, n: Node, args: Any, kwargs: Any) -> Tensor:
         tensors = _tensors(args)
@@ -247,16 +250,16 @@ class _Flow(torch.fx.Interpreter):
         return channels.expand(self._out_shape(n))
 
     def _reduce(self, n: Node, args: Any, kwargs: Any) -> Tensor:
-        x = args[0]
+        x: Tensor = args[0]
         dims = kwargs.get("dim", args[1] if len(args) > 1 else None) or range(x.dim())
         axes = tuple(d % x.dim() for d in dims)
         self.ledger.mixes.append(_Mix(x, axes, f"{n.name} sums over the channels"))
         keep = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
-        first = x.amax(axes, keepdim=bool(keep))
-        return first
+        return x.amax(axes, keepdim=bool(keep))
 
     def _normalise(self, n: Node, args: Any, kwargs: Any) -> Tensor:
-        x, axis = args[0], kwargs.get("dim", args[1] if len(args) > 1 else -1)
+        x: Tensor = args[0]
+        axis = kwargs.get("dim", args[1] if len(args) > 1 else -1)
         self.ledger.mixes.append(_Mix(x, (axis % x.dim(),), f"{n.name} normalises over the channels"))
         return x
 
@@ -270,7 +273,7 @@ class _Flow(torch.fx.Interpreter):
 
     def _pad(self, n: Node, args: Any, kwargs: Any) -> Tensor:
         """Zeros beside channels get labels of their own: an add that meets them decides what they stand for."""
-        padded = torch.ops.aten.constant_pad_nd.default(args[0], args[1], -1)
+        padded: Tensor = torch.ops.aten.constant_pad_nd.default(args[0], args[1], -1)
         added = padded < 0
         padded[added] = self.ledger.fresh(int(added.sum()))
         return padded
@@ -284,6 +287,12 @@ class _Flow(torch.fx.Interpreter):
 
     def _out_shape(self, n: Node) -> tuple[int, ...]:
         return (1, *n.meta["val"].shape[1:])
+
+
+def _called(node: Node, args: Any, kwargs: Any) -> Any:
+    """What the node's own operator makes of labels: it only moves them, or returns sizes."""
+    operator: Any = node.target
+    return operator(*args, **kwargs)
 
 
 def _tensors(args: Any) -> list[Tensor]:

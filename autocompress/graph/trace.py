@@ -91,7 +91,8 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     try:
         with torch.no_grad(), _without_chatter():
             exported = torch.export.export(model, inputs, dynamic_shapes=_as_taken(model, shapes))
-            program = exported.run_decompositions(_SPELL_OUT)
+            program: ExportedProgram = exported.run_decompositions(_SPELL_OUT)
+            return program
     except Exception as error:
         raise TraceError(
             f"torch.export can't capture the model: {_one_line(error)}{_user_line(error)}; write that line with tensor "
@@ -99,7 +100,6 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         ) from error
     finally:
         model.train(was_training)
-    return program
 
 
 def _as_taken(model: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -215,14 +215,15 @@ class _Lift:
     def _is_whole_slice(self, node: Node) -> bool:
         if node.target is not aten.slice.Tensor:
             return False
-        start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
-        return start in (None, 0) and (end is None or (isinstance(end, int) and end >= _WHOLE)) and step == 1
+        given = [*node.args[2:], *(None, None, 1)[len(node.args) - 2 :]]
+        start, end, step = given
+        return start in (None, 0) and (end is None or (isinstance(end, int) and end >= _WHOLE)) and bool(step == 1)
 
     def _output(self, node: Node) -> None:
-        outputs = node.args[0]
-        if len(outputs) != 1 or not isinstance(outputs[0], Node):  # type: ignore[arg-type]
-            raise TraceError(f"the model returns {len(outputs)} values; wrap it so that it returns one tensor")  # type: ignore[arg-type]
-        self.graph.output(self._value(outputs[0]))  # type: ignore[index]
+        outputs: Any = node.args[0]
+        if len(outputs) != 1 or not isinstance(outputs[0], Node):
+            raise TraceError(f"the model returns {len(outputs)} values; wrap it so that it returns one tensor")
+        self.graph.output(self._value(outputs[0]))
 
     def _value(self, node: Any) -> Any:
         if not isinstance(node, Node):
@@ -292,8 +293,8 @@ def _own_weight(lift: _Lift, weight: Any) -> bool:
     return isinstance(weight, Node) and weight.name in lift.tensors
 
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -432,5 +433,6 @@ def is_call(node: Node, *targets: Any) -> bool:
 
 def output_node(model: GraphModule) -> Node:
     """The node whose value the model returns."""
-    last = next(node for node in reversed(model.graph.nodes) if node.op == "output").args[0]
-    return last if isinstance(last, Node) else last[0]  # type: ignore[index, return-value]
+    last: Any = next(node for node in reversed(model.graph.nodes) if node.op == "output").args[0]
+    found: Node = last if isinstance(last, Node) else last[0]
+    return found

@@ -1,6 +1,6 @@
-"""Bias correction: each layer's mean output is brought back to the original's, measured through the changed chain."""
+"""Bias correction: each rounded layer's mean output is brought back to the original's, measured through the chain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,44 +8,41 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from autocompress.batches import Batch, as_one
-from autocompress.matrices import following_norm
+
+Observe = Callable[[str, nn.Module, Tensor], Tensor | None]
+"""Told a layer's name, the layer and its output; what it returns, if anything, takes the output's place."""
 
 
-def correct_biases(
-    model: GraphModule, reference: GraphModule, batches: Sequence[Batch], rows: Mapping[str, Sequence[int]]
-) -> None:
-    """b -= E[W' x' - W x] in place, for every layer of `rows` (Nagel et al., ICCV 2019, section 4.2).
+def correct_biases(model: GraphModule, reference: GraphModule, batches: Sequence[Batch], layers: Iterable[str]) -> None:
+    """b -= E[W' x' - W x] in place, for convolutions and linear layers (Nagel et al., ICCV 2019, section 4.2).
 
-    x' is what really arrives after all earlier layers were corrected, so that the layers' errors do not add up; outputs
-    are compared behind the layer's batch norm. `rows[layer]` are the outputs of the reference's layer that the model
-    still has, in order; layers that either model lacks are passed over. Takes the batches as one: a few hundred samples
-    do.
+    x' is what really arrives after all earlier layers were corrected, so that the layers' errors do not add up. Layers
+    that either model lacks, or calls more than once, are passed over. Takes the batches as one: some 100 samples do.
     """
-    layers = [name for name in rows if _called_once(model, name) and _called_once(reference, name)]
+    shared = [name for name in layers if _called_once(model, name) and _called_once(reference, name)]
     inputs = as_one(batches)
     wanted: dict[str, Tensor] = {}
 
-    def note(name: str, module: nn.Module, output: Tensor) -> None:
-        wanted[name] = _channel_means(module, output)
+    def note(name: str, layer: nn.Module, output: Tensor) -> None:
+        wanted[name] = _channel_means(layer, output)
 
-    def correct(name: str, module: nn.Module, output: Tensor) -> Tensor:
-        shift = wanted[name][list(rows[name])] - _channel_means(module, output)
-        _shift(module, shift)
-        axis = _channel_axis(module, output)
+    def correct(name: str, layer: Any, output: Tensor) -> Tensor:
+        shift = wanted[name] - _channel_means(layer, output)
+        layer.bias = nn.Parameter((shift if layer.bias is None else layer.bias + shift).to(layer.weight.dtype))
+        axis = _channel_axis(layer, output)
         return output + shift.reshape([-1 if d == axis else 1 for d in range(output.dim())])
 
-    _observed(reference, layers, inputs, note)
-    _observed(model, layers, inputs, correct)
+    _observed(reference, shared, inputs, note)
+    _observed(model, shared, inputs, correct)
 
 
-def _observed(model: GraphModule, layers: Sequence[str], inputs: tuple[Tensor, ...], observe: Any) -> None:
-    """Runs the model, calling observe(layer, module, output) where each layer's output is complete."""
+def _observed(model: GraphModule, layers: Sequence[str], inputs: tuple[Tensor, ...], observe: Observe) -> None:
+    """Runs the model and calls `observe` on what each layer makes."""
 
     def hook(name: str) -> Any:
-        return lambda module, args, output: observe(name, module, output)
+        return lambda layer, args, output: observe(name, layer, output)
 
-    ends = {name: following_norm(model, name) or model.get_submodule(name) for name in layers}
-    handles = [module.register_forward_hook(hook(name)) for name, module in ends.items()]
+    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in layers]
     try:
         with torch.no_grad():
             model(*inputs)
@@ -54,24 +51,14 @@ def _observed(model: GraphModule, layers: Sequence[str], inputs: tuple[Tensor, .
             handle.remove()
 
 
-def _shift(module: Any, shift: Tensor) -> None:
-    """To the bias; a norm without one has no weight either, so its mean takes it, in units of its input."""
-    if module.bias is not None:
-        module.bias += shift.to(module.bias.dtype)
-    elif getattr(module, "running_mean", None) is not None:
-        module.running_mean -= shift * (module.running_var + module.eps).sqrt()
-    else:
-        module.bias = nn.Parameter(shift.to(module.weight.dtype))
-
-
-def _channel_means(module: nn.Module, output: Tensor) -> Tensor:
+def _channel_means(layer: nn.Module, output: Tensor) -> Tensor:
     """Mean of a layer's output per channel, over samples and positions."""
-    axis = _channel_axis(module, output)
+    axis = _channel_axis(layer, output)
     return output.mean([d for d in range(output.dim()) if d != axis])
 
 
-def _channel_axis(module: nn.Module, output: Tensor) -> int:
-    return output.dim() - 1 if isinstance(module, nn.Linear) else 1
+def _channel_axis(layer: nn.Module, output: Tensor) -> int:
+    return output.dim() - 1 if isinstance(layer, nn.Linear) else 1
 
 
 def _called_once(model: GraphModule, layer: str) -> bool:

@@ -280,8 +280,8 @@ class TorchEvaluator:
         is taken over as it is.
         """
         if standing(plan, self.graph)[1] is not self.graph:
-            alike = standing(plan, self.graph)[1] is standing(start.plan, self.graph)[1]
-            return self._structured(plan, start.weights if alike else None)
+            same = standing(plan, self.graph)[1] is standing(start.plan, self.graph)[1]
+            return self._structured(plan, start.weights if same else None)
         if start.plan == plan:
             return self._structured(plan, start.weights)
         source = self._structured(start.plan, start.weights).state_dict()

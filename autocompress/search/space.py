@@ -112,7 +112,7 @@ class Space:
         """The plan without the steps that change nothing: decisions to keep what is there, decisions about what a
         dropped branch takes with it, and widths that the student's narrower ones decide already."""
         student = next(iter(plan.configs(Student).values()), None)
-        if student in self.own_students:
+        if student is not None and student in self.own_students:
             return self._standing(plan, self.own_students[student])
         widths = self.students.get(student, {}) if student else {}
         dropped = [self.gone[g] for g, c in plan.configs(Prune).items() if c.keep == 0 and g in self.gone]
