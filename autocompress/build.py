@@ -26,7 +26,7 @@ from autocompress.workload import DType, Kernel
 if TYPE_CHECKING:
     from autocompress.repair.statistics import Statistics
 
-CORRECTION_SAMPLES = 128
+CORRECTION_SAMPLES = 64
 """Calibration samples that biases are corrected on: means need few."""
 
 

@@ -291,10 +291,7 @@ def _show_study(study: Any, as_json: bool) -> None:
     if as_json:
         print(study.to_frame().reset_index().to_json(orient="records", indent=1))
         return
-    terminal.show(
-        terminal.front_table(study.front, study.baseline, f"{len(study.front)} models on the front"),
-        f"\nmodels, cards, plans and report.html are in {study.path}",
-    )
+    terminal.show(terminal.study_view(study))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What people see at the terminal: tables of results, and a live view of a running search."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from autocompress.search.candidate import Candidate
     from autocompress.search.engine import Baseline
     from autocompress.search.progress import Progress, Snapshot
+    from autocompress.search.study import Study
     from autocompress.verify import Verification
     from autocompress.workload import Latency
 
@@ -96,9 +97,19 @@ def _short(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def front_table(front: "Sequence[Candidate]", baseline: "Baseline | None", title: str | None = None) -> RenderableType:
-    """Models by falling latency; speed-ups are over the original as plainly exported."""
-    rows = [_candidate_cells(candidate, baseline) for candidate in front]
+def study_view(study: "Study") -> Group:
+    """The models that were verified, those on the front marked; before any are, the front as far as it is known."""
+    models, front = study.verified or study.front, {candidate.id for candidate in study.front}
+    title = f"{len(study.verified)} verified models; {len(front)} on the front: none of the others beats them in both"
+    files = Text(f"\nmodels, cards, plans and report.html are in {study.path}")
+    return Group(front_table(models, study.baseline, title, front), files)
+
+
+def front_table(
+    front: "Sequence[Candidate]", baseline: "Baseline | None", title: str | None = None, marked: Collection[str] = ()
+) -> RenderableType:
+    """Models by falling latency; speed-ups are over the original as plainly exported. `marked` ids are on the front."""
+    rows = [_candidate_cells(candidate, baseline, candidate.id in marked) for candidate in front]
     return table(
         "model", "score", "±", "test", "latency ms", "predicted ms", "speed-up", "kB", "",
         rows=[*([_baseline_cells(baseline)] if baseline else []), *rows], title=title,
@@ -113,14 +124,14 @@ def _baseline_cells(baseline: "Baseline") -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _candidate_cells(candidate: "Candidate", baseline: "Baseline | None") -> tuple[str, ...]:
+def _candidate_cells(candidate: "Candidate", baseline: "Baseline | None", on_front: bool) -> tuple[str, ...]:
     score, stderr = (f"{candidate.score.value:.4f}", f"{candidate.score.stderr:.4f}") if candidate.score else ("-", "-")
     speedup = f"{baseline.latency.seconds / candidate.best_latency.seconds:.2f}x" if baseline else "-"
     return (
         candidate.id, score, stderr, f"{candidate.test_score.value:.4f}" if candidate.test_score else "-",
         milliseconds(candidate.best_latency), f"{candidate.latency.seconds * 1e3:.3f}", speedup,
         f"{candidate.size_bytes / 1e3:,.0f}" if candidate.size_bytes else "-",
-        "outside its interval" if candidate.outside_interval else "",
+        ", ".join(["front"] * on_front + ["outside its interval"] * candidate.outside_interval),
     )  # fmt: skip
 
 

@@ -6,7 +6,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from autocompress import terminal
+from autocompress.config import Settings
 from autocompress.search.progress import Snapshot
+from autocompress.search.study import Study
 
 from .report.conftest import BASELINE, CANDIDATES
 
@@ -32,6 +34,17 @@ def test_the_status_line_says_how_far_and_how_long() -> None:
     assert terminal.status_line(snapshot()) == line
     unlimited = terminal.status_line(snapshot(trials_limit=None, time_left_s=None))
     assert unlimited == "trials: 31 trials, 12 over budget, 1 failed, front 3, 1:01 spent"
+
+
+def test_a_finished_study_shows_every_verified_model_and_marks_the_front(tmp_path) -> None:
+    models = list(CANDIDATES.values())
+    study = Study(tmp_path, Settings(), models, BASELINE, {}, complete=True)
+    lines = text(terminal.study_view(study)).splitlines()
+    for candidate in models:
+        line = next((line for line in lines if line.startswith(candidate.id)), None)
+        assert (line is not None) == (candidate in study.verified)
+        assert line is None or ("front" in line) == (candidate in study.front)
+    assert any(str(tmp_path) in line for line in lines)
 
 
 def test_the_view_shows_front_original_and_best() -> None:

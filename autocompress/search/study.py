@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from autocompress.card import card_path, read_card, write_card
 from autocompress.config import Settings, from_document
 from autocompress.errors import BudgetError, RunError, nearest
-from autocompress.search.candidate import Candidate, Rung
+from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Baseline
 from autocompress.search.ledger import COLUMNS, best_front, is_scored, row
 from autocompress.search.records import RunFolder, storage_error
@@ -43,6 +43,12 @@ class Study:
         """Candidates that none beats in both validation score and latency, slowest first. Measured ones if there are
         any; else the furthest that any got."""
         return tuple(best_front(self.candidates))
+
+    @property
+    def verified(self) -> tuple[Candidate, ...]:
+        """Every model that was exported, measured and held against its promises, slowest first; on the front or not."""
+        measured = [c for c in self.candidates if c.rung is Rung.MEASURED and c.status is Status.COMPLETE]
+        return tuple(sorted(measured, key=lambda c: -c.best_latency.seconds))
 
     def __getitem__(self, key: str) -> Candidate:
         """The candidate whose id is, or begins with, `key`. Raises RunError if there is none, or several."""

@@ -46,6 +46,12 @@ def full(tmp_path) -> Study:
     return study(tmp_path, SLOW, MIDDLE, LIAR, FAST, UNMEASURED, FAILED)
 
 
+def test_the_verified_are_all_that_were_measured_and_kept_their_promises(full, tmp_path):
+    assert full.verified == (SLOW, LIAR, MIDDLE, FAST)
+    beaten = study(tmp_path, MIDDLE, LIAR, candidate(3, 0.92, 0.38, 0.38))
+    assert len(beaten.front) == 1 and len(beaten.verified) == 3
+
+
 def test_the_best_within_a_budget_has_the_highest_score(full):
     assert full.best(budget_ms=0.5) == SLOW
     assert full.best(budget_ms=0.42) == MIDDLE
