@@ -7,6 +7,7 @@ models are chosen by validation; the test split is looked at once per chosen mod
 """
 
 import json
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -209,6 +210,7 @@ def report(
         "minutes": minutes,
         "seed": seed,
         "wall_s": wall_s,
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "environment": environment(),
         "original": {
             "validation": reference.validation.value,
