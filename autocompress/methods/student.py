@@ -27,7 +27,10 @@ device, because a plan has to mean the same model everywhere."""
 
 @dataclass(frozen=True, slots=True)
 class StudentMethod:
-    """Options of the whole model: its width as a fraction of the original's."""
+    """Options of the whole model: its width as a fraction of the original's.
+
+    Narrowing is about copies; where the task brings students, `build.standing` puts these in the model's place.
+    """
 
     config: type[Student] = Student
 
@@ -43,10 +46,6 @@ class StudentMethod:
         return (None, *sorted(distinct.values(), reverse=True))
 
     def rewrite(self, kernels: dict[str, Kernel], target: str, config: Student, graph: Graph) -> None:
-        if config.width in graph.students:
-            kernels.clear()
-            kernels.update(graph.students[config.width].kernels)
-            return
         narrow_kernels(kernels, graph, student_keep(graph, config.width))
 
     def apply(self, work: "Workspace", target: str, config: Student) -> None:
