@@ -58,10 +58,10 @@ def calibrate(
 ) -> Profile:
     """Measure whole models and their kernels, and fit a profile.
 
-    `holdout` of the plans (a third by default), spread evenly, or those with these keys, are only measured whole: the
-    predictor never sees them, they calibrate its interval and its error is reported on them. With `resume_dir`, what
-    was measured is kept there and a calibration that was interrupted goes on. Raises ProfileError without plans,
-    DeviceError if the device fails.
+    `holdout` of the plans (a third by default), spread evenly, or those with these keys, are only measured whole: what is
+    fitted without them is judged by them, and they calibrate the interval before they are fitted to as well. With
+    `resume_dir`, what was measured is kept there and a calibration that was interrupted goes on. Raises ProfileError
+    without plans, DeviceError if the device fails.
     """
     if not plans:
         raise ProfileError("calibration needs at least one plan to measure, got none")

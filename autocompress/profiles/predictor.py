@@ -147,24 +147,22 @@ class _Prices:
 class Predictor:
     """Prices sites; each is computed once and kept, so that a plan of known sites is a sum.
 
-    `calibration` are whole models that nothing was fitted to; `scores` are further calibration scores (see `score`),
-    recorded when their models were still unknown.
+    `scores` are calibration scores (see `score`) of models that were unknown to the predictor that gave them.
     """
 
     def __init__(
         self,
         times: KernelTimes,
         models: Sequence[Observation],
-        calibration: Sequence[Observation] = (),
         scores: Sequence[float] = (),
     ) -> None:
         self.times = times
-        times.times([site for model in (*models, *calibration) for site in model.sites])
+        times.times([site for model in models for site in model.sites])
         self._classes = ClassCorrection(times, models)
         self._smooth = SmoothCorrection(times.coordinates, models, _Prices(times, self._classes))
         self._row: dict[Site, int] = {}
         self._table = np.zeros((_FIRST_ROWS, 2 + len(self._smooth.weights)))
-        self.factor = _conformal_factor([*(self.score(model) for model in calibration), *scores])
+        self.factor = _conformal_factor(scores)
 
     def predict(self, wanted: Sequence[Site]) -> Prediction:
         """The ratio of a model with these kernels (a site counts as often as it occurs)."""

@@ -76,9 +76,10 @@ class Profile:
         return updated
 
     def held_out(self) -> list[tuple[ModelRow, Latency]]:
-        """Whole models that nothing was fitted to, each with its prediction."""
+        """Whole models, each as predicted by what was fitted without them."""
         rows = [row for row in self.models if row.role is Role.HELD_OUT]
-        return [(row, self._latency(self._predictor.predict(row.sites))) for row in rows]
+        judged = _judge(self._predictor.times, self.models)
+        return [(row, self._latency(judged.predict(row.sites))) for row in rows]
 
     def save(self, folder: Path) -> None:
         """Write profile.toml, kernels.csv and models.csv. Raises StorageError."""
@@ -161,8 +162,21 @@ def _check_runtime(description: Description) -> None:
 
 
 def _fit(times: KernelTimes, models: Sequence[ModelRow]) -> Predictor:
-    def observations(*roles: Role) -> list[Observation]:
-        return [Observation(row.sites, row.ratio) for row in models if row.role in roles]
+    """Corrected by all models, with an interval that the held-out ones calibrated before they were fitted to as well.
 
-    scores = [row.score for row in models if row.score is not None]
-    return Predictor(times, observations(Role.FIT, Role.SEARCH), observations(Role.HELD_OUT), scores)
+    Having seen them only makes the predictor better than the one that they calibrated.
+    """
+    times.times([site for row in models for site in row.sites])
+    judged = _judge(times, models)
+    scores = [judged.score(held_out) for held_out in _observations(models, Role.HELD_OUT)]
+    scores += [row.score for row in models if row.score is not None]
+    return Predictor(times, _observations(models, *Role), scores)
+
+
+def _judge(times: KernelTimes, models: Sequence[ModelRow]) -> Predictor:
+    """The predictor that the held-out models are unknown to."""
+    return Predictor(times, _observations(models, Role.FIT, Role.SEARCH))
+
+
+def _observations(models: Sequence[ModelRow], *roles: Role) -> list[Observation]:
+    return [Observation(row.sites, row.ratio) for row in models if row.role in roles]
