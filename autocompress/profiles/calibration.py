@@ -58,8 +58,8 @@ def calibrate(
 ) -> Profile:
     """Measure whole models and their kernels, and fit a profile.
 
-    `holdout` of the plans (a third by default), spread evenly, or those with these keys, are only measured whole: what is
-    fitted without them is judged by them, and they calibrate the interval before they are fitted to as well. With
+    `holdout` of the plans (a third by default), spread evenly, or those with these keys, are only measured whole: what
+    is fitted without them is judged by them, and they calibrate the interval before they are fitted to as well. With
     `resume_dir`, what was measured is kept there and a calibration that was interrupted goes on. Raises ProfileError
     without plans, DeviceError if the device fails.
     """
