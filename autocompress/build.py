@@ -142,11 +142,12 @@ def finalize(
     final = copy.deepcopy(model).eval()
     apply_exact(final, graph.example_inputs)
     int8 = {layer for layer, config in plan.configs(Quantize).items() if config.dtype is DType.INT8}
-    if int8 and statistics is None:
-        insert_fake_quant(final, int8, [graph.example_inputs], graph.example_inputs, ranges)
-    elif int8 and statistics is not None:
-        unrounded = copy.deepcopy(final)
-        insert_fake_quant(final, int8, [inputs for inputs, _ in statistics.batches], graph.example_inputs, ranges)
+    if not int8:
+        return final
+    unrounded = copy.deepcopy(final)
+    batches = [inputs for inputs, _ in statistics.batches] if statistics else [graph.example_inputs]
+    insert_fake_quant(final, int8, batches, graph.example_inputs, ranges)
+    if statistics is not None:
         correct_biases(final, unrounded, subset(statistics.batches, CORRECTION_SAMPLES), int8)
     return final
 

@@ -157,7 +157,6 @@ class Predictor:
         scores: Sequence[float] = (),
     ) -> None:
         self.times = times
-        times.times([site for model in models for site in model.sites])
         self._classes = ClassCorrection(times, models)
         self._smooth = SmoothCorrection(times.coordinates, models, _Prices(times, self._classes))
         self._row: dict[Site, int] = {}

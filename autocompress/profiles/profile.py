@@ -72,27 +72,43 @@ class Profile:
         count = len(self.models)
         rows = [self._search_row(f"search-{count + i}", k, ratio) for i, (k, ratio) in enumerate(measured)]
         updated = Profile(self.description, self.kernels, (*self.models, *rows))
-        updated.__dict__["_predictor"] = _fit(self._predictor.times, updated.models)
+        updated.__dict__["_times"] = self._times
         return updated
 
     def held_out(self) -> list[tuple[ModelRow, Latency]]:
         """Whole models, each as predicted by what was fitted without them."""
         rows = [row for row in self.models if row.role is Role.HELD_OUT]
-        judged = _judge(self._predictor.times, self.models)
-        return [(row, self._latency(judged.predict(row.sites))) for row in rows]
+        return [(row, self._latency(self._judge.predict(row.sites))) for row in rows]
 
     def save(self, folder: Path) -> None:
         """Write profile.toml, kernels.csv and models.csv. Raises StorageError."""
         files.write(folder, Tables(description=self.description, kernels=self.kernels, models=self.models))
 
     @cached_property
-    def _predictor(self) -> Predictor:
+    def _times(self) -> KernelTimes:
         measured = {
             site: (row.time_s / self.reference_s, row.samples)
             for site, row in self.kernels.items()
             if row.time_s is not None
         }
-        return _fit(KernelTimes(measured), self.models)
+        return KernelTimes(measured)
+
+    @cached_property
+    def _judge(self) -> Predictor:
+        """The predictor that the held-out models are unknown to. All that any fit needs is estimated at once first."""
+        self._times.times([site for row in self.models for site in row.sites])
+        return Predictor(self._times, self._observed(Role.FIT, Role.SEARCH))
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        """Corrected by all models, with an interval that the held-out ones calibrated before they were fitted to as
+        well: having seen them only makes it better than the predictor that they calibrated."""
+        scores = [self._judge.score(held_out) for held_out in self._observed(Role.HELD_OUT)]
+        scores += [row.score for row in self.models if row.score is not None]
+        return Predictor(self._times, self._observed(*Role), scores)
+
+    def _observed(self, *roles: Role) -> list[Observation]:
+        return [Observation(row.sites, row.ratio) for row in self.models if row.role in roles]
 
     def _latency(self, prediction: Prediction) -> Latency:
         half = self._predictor.factor * prediction.deviation
@@ -159,24 +175,3 @@ def _check_runtime(description: Description) -> None:
             ProfileWarning,
             stacklevel=3,
         )
-
-
-def _fit(times: KernelTimes, models: Sequence[ModelRow]) -> Predictor:
-    """Corrected by all models, with an interval that the held-out ones calibrated before they were fitted to as well.
-
-    Having seen them only makes the predictor better than the one that they calibrated.
-    """
-    times.times([site for row in models for site in row.sites])
-    judged = _judge(times, models)
-    scores = [judged.score(held_out) for held_out in _observations(models, Role.HELD_OUT)]
-    scores += [row.score for row in models if row.score is not None]
-    return Predictor(times, _observations(models, *Role), scores)
-
-
-def _judge(times: KernelTimes, models: Sequence[ModelRow]) -> Predictor:
-    """The predictor that the held-out models are unknown to."""
-    return Predictor(times, _observations(models, Role.FIT, Role.SEARCH))
-
-
-def _observations(models: Sequence[ModelRow], *roles: Role) -> list[Observation]:
-    return [Observation(row.sites, row.ratio) for row in models if row.role in roles]

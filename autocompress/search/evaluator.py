@@ -279,7 +279,7 @@ class TorchEvaluator:
         What another plan left whole takes part in cutting and repair as the original's weights do; what both cut alike
         is taken over as it is.
         """
-        if standing(plan, self.graph)[1] is not self.graph:
+        if self.untaught(plan):
             same = standing(plan, self.graph)[1] is standing(start.plan, self.graph)[1]
             return self._structured(plan, start.weights if same else None)
         if start.plan == plan:

@@ -21,6 +21,7 @@ from autocompress.search.rungs import (
     hopeful,
     on_one_scale,
     pareto_front,
+    slowest_first,
     to_fill,
     to_finish,
     to_train,
@@ -110,11 +111,11 @@ class Promotion:
             return
         whole = self.clock.until(deadline) if self.clock.limited else settings.time_s
         first = to_train(self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, settings.candidates)
-        first = _slowest_first(first + self._untaught(first))
+        first = slowest_first(first + self._untaught(first))
         self._tranches(first, self.clock.after(whole * settings.first_share))
         trained = [c for c in self.ledger.at(Rung.FINE_TUNED, Rung.MEASURED) if c.trained_s > 0]
         last = to_finish(trained, self.baseline, self._worst(), self.limits, settings.finalists)
-        last = _slowest_first(last + [c for c in self._untaught(last) if c.trained_s > 0])
+        last = slowest_first(last + [c for c in self._untaught(last) if c.trained_s > 0])
         self._tranches(last, self.clock.after(whole * (1 - settings.first_share - settings.gap_share)))
         between = to_fill(self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, settings.finalists)
         self._tranches(between, deadline if self.clock.limited else self.clock.after(whole * settings.gap_share))
@@ -271,10 +272,6 @@ class Promotion:
             for path in leftover:
                 path.unlink(missing_ok=True)
             self.ledger.record(replace(candidate, status=status, reason=str(error)))
-
-
-def _slowest_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    return sorted(candidates, key=lambda c: -c.best_latency.seconds)
 
 
 def _mean(values: Sequence[float], otherwise: float) -> float:

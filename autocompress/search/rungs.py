@@ -1,7 +1,7 @@
 """Who is promoted from rung to rung: by non-dominated rank, kept spread over latency."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from autocompress.pareto import crowding, ranks
@@ -72,7 +72,12 @@ def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The candidates that none dominates, slowest first."""
     levels = ranks([c.cost for c in candidates])
     front = [c for c, rank in zip(candidates, levels, strict=True) if rank == 0]
-    return sorted(front, key=lambda c: -c.best_latency.seconds)
+    return slowest_first(front)
+
+
+def slowest_first(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """By falling best known latency; those that take equally long stay in their order."""
+    return sorted(candidates, key=lambda c: -c.best_latency.seconds)
 
 
 def spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -145,7 +150,7 @@ def to_fill(
         between.remove(loneliest)
         chosen.append(loneliest)
         known.append(loneliest.best_latency.seconds)
-    return _originals(scored, sorted(chosen, key=lambda c: -c.best_latency.seconds))
+    return _originals(scored, slowest_first(chosen))
 
 
 def _needy(scored: Sequence[Candidate], baseline: Baseline, worst: float, limits: Limits) -> list[Candidate]:
@@ -177,4 +182,4 @@ def to_finish(
     needy = sorted((c for c in front if drop(c, baseline) > lossless), key=lambda c: drop(c, baseline))
     within = worthwhile(needy, baseline, worst, limits)
     chosen = spread(within, count) if len(within) >= count else needy[:count]
-    return sorted(chosen, key=lambda c: -c.best_latency.seconds)
+    return slowest_first(chosen)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import compress, pairwise
+from itertools import pairwise
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -131,12 +131,13 @@ class Space:
         return Plan(plan.fingerprint, tuple(step for step in plan.steps if matters(step)))
 
     def _standing(self, plan: Plan, layers: frozenset[str]) -> Plan:
-        kept = (
-            isinstance(step.config, Student)
-            or (isinstance(step.config, Quantize) and step.config.dtype is not DType.FP32 and step.target in layers)
-            for step in plan.steps
-        )
-        return Plan(plan.fingerprint, tuple(compress(plan.steps, kept)))
+        def matters(step: Step) -> bool:
+            config = step.config
+            if isinstance(config, Quantize):
+                return config.dtype is not DType.FP32 and step.target in layers
+            return isinstance(config, Student)
+
+        return Plan(plan.fingerprint, tuple(step for step in plan.steps if matters(step)))
 
     def document(self) -> dict[str, list[Value]]:
         """Parameter → its values from mildest to strongest, to tell whether a stored study searched the same space."""

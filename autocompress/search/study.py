@@ -14,6 +14,7 @@ from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Baseline
 from autocompress.search.ledger import COLUMNS, best_front, is_scored, row
 from autocompress.search.records import RunFolder, storage_error
+from autocompress.search.rungs import slowest_first
 from autocompress.workload import Artifact
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class Study:
     @property
     def verified(self) -> tuple[Candidate, ...]:
         """Every model that was exported, measured and held against its promises, slowest first; on the front or not."""
-        measured = [c for c in self.candidates if c.rung is Rung.MEASURED and c.status is Status.COMPLETE]
-        return tuple(sorted(measured, key=lambda c: -c.best_latency.seconds))
+        measured = (c for c in self.candidates if c.rung is Rung.MEASURED and c.status is Status.COMPLETE)
+        return tuple(slowest_first(measured))
 
     def __getitem__(self, key: str) -> Candidate:
         """The candidate whose id is, or begins with, `key`. Raises RunError if there is none, or several."""
