@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import autocompress as ac
+from autocompress.batches import as_tuple
 from autocompress.build import finalize, restructure
 from autocompress.config import load_settings, override
 from autocompress.devices import open_device
@@ -34,7 +35,9 @@ from autocompress.plan import Plan, Step
 from autocompress.repair.distill import Budget, Teacher, fine_tune
 from autocompress.repair.statistics import Statistics, collect
 from autocompress.search import Study
+from autocompress.search.profiling import one_sample
 from autocompress.task import Loader, Score, Task
+from autocompress.verify import predictor
 from autocompress.workload import DType
 
 DROPS = (0.005, 0.01, 0.02)
@@ -79,15 +82,12 @@ class Model:
 
 
 def score(path: Path, split: Loader) -> Score:
-    session = open_device("ort:cpu").open(path, threads=2)
-    import torch
-
-    return top1(lambda x: torch.from_numpy(session.run(x.numpy())), split)
+    return top1(predictor(open_device("ort:cpu").open(path, threads=2)), split)
 
 
 def original(task: Task, out: Path) -> Model:
     path = out / "original.onnx"
-    plain_onnx(task.model, _inputs(task), path)
+    plain_onnx(task.model, as_tuple(task.example_inputs), path)
     return Model("original", "as plainly exported", path, score(path, task.validation))
 
 
@@ -152,18 +152,18 @@ def main(
     settings = load_settings(max_drop=max(DROPS), time_s=60 * minutes, seed=seed)
     study = ac.search(task, settings=settings, out=out / "search")
     models = from_study("autocompress", study)
-    models += simple_baselines(task, out)
+    graph = trace(task.model, task.example_inputs)
+    statistics = collect(graph, task.calibration)
+    models += simple_baselines(graph, statistics, task, out)
     if uniform_too:
-        models += uniform_baselines(task, out, study.stage_seconds.get("fine_tuning", 0.0))
+        models += uniform_baselines(graph, statistics, task, out, study.stage_seconds.get("fine_tuning", 0.0))
     if random_too:
         settings = override(settings, sampler="random", warm_start={"enabled": False})
         models += from_study("random search", ac.search(task, settings=settings, out=out / "random"))
     report(task, reference, models, out, depth, minutes, seed, time.time() - started, study)
 
 
-def simple_baselines(task: Task, out: Path) -> list[Model]:
-    graph = trace(task.model, task.example_inputs)
-    statistics = collect(graph, task.calibration)
+def simple_baselines(graph: Graph, statistics: Statistics, task: Task, out: Path) -> list[Model]:
     plans = {"exact rewrites only": (), "all": int8(graph), "all but the stem": int8(graph, next(iter(graph.layers)))}
     return [
         built("int8 only" if steps else "rewrites", name, Plan(graph.fingerprint, steps), graph, statistics, task, out)
@@ -171,9 +171,7 @@ def simple_baselines(task: Task, out: Path) -> list[Model]:
     ]
 
 
-def uniform_baselines(task: Task, out: Path, seconds: float) -> list[Model]:
-    graph = trace(task.model, task.example_inputs)
-    statistics = collect(graph, task.calibration)
+def uniform_baselines(graph: Graph, statistics: Statistics, task: Task, out: Path, seconds: float) -> list[Model]:
     share = seconds / len(UNIFORM_WIDTHS)
     return [
         built("uniform pruning", f"inner {width:.0%}", uniform(graph, width), graph, statistics, task, out, share)
@@ -192,7 +190,7 @@ def report(
     wall_s: float,
     study: Study,
 ) -> None:
-    example = [t[:1].numpy() for t in _inputs(task)]
+    example = one_sample(as_tuple(task.example_inputs))
     timed = measure(
         open_device("ort:cpu"), {str(i): m.path for i, m in enumerate(models)}, reference.path, example, rounds=ROUNDS
     )
@@ -255,10 +253,6 @@ def _table(chosen: dict[str, dict[float, Model]], reference: Model, depth: int, 
                 model.name,
             )
     return table
-
-
-def _inputs(task: Task) -> tuple[Any, ...]:
-    return task.example_inputs if isinstance(task.example_inputs, tuple) else (task.example_inputs,)
 
 
 if __name__ == "__main__":
