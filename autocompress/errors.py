@@ -12,7 +12,8 @@ AutocompressError
     ├── BuildError            a plan could not be applied to the model
     ├── ExportError           a built model could not be written as an artifact
     ├── VerificationError     an artifact differs from what was promised
-    ├── DeviceError           a runtime is missing, lost, or refused the model
+    ├── DeviceError           a runtime is missing, or refused the model
+    │   └── DeviceLostError   it stopped answering: the same may work when tried again
     └── StorageError          the run's folder can't be written (disk full, permissions)
 
 A message says what was asked, what was found, what is valid and what to do next, in one line.
@@ -63,6 +64,9 @@ class VerificationError(Failure): ...
 
 
 class DeviceError(Failure): ...
+
+
+class DeviceLostError(DeviceError): ...
 
 
 class StorageError(Failure): ...

@@ -78,7 +78,10 @@ class Device(Protocol):
         ...
 
     def environment(self) -> dict[str, str]:
-        """What a measured time depends on: hardware, runtime, versions."""
+        """What a measured time depends on: hardware ("processor"), "runtime", versions.
+
+        "precision" names what fp32 layers are computed in, where that is not fp32: "bf16", "tf32" or "fp16".
+        """
         ...
 
     def open(self, path: Path, threads: int = 1) -> Session:

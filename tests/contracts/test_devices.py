@@ -13,6 +13,10 @@ from autocompress.workload import DType
 from tests.onnx_files import CLASSES, write_net
 
 USABLE = [row.name for row in list_devices() if row.usable]
+ROUNDING = {"fp32": 1e-5, "tf32": 2**-8, "fp16": 2**-8, "bf16": 2**-5}
+"""By the precision a device computes fp32 layers in: a few units in the last place (mantissas of 23, 10, 10 and 7
+bits), since other threads sum in another order."""
+
 SAMPLE = np.random.default_rng(1).normal(size=(1, 3, 8, 8)).astype(np.float32)
 
 
@@ -45,7 +49,7 @@ def test_a_device_has_the_name_it_is_opened_by(device: Device) -> None:
 
 def test_capabilities_name_a_channel_multiple_for_each_format(device: Device) -> None:
     capabilities = device.capabilities()
-    assert DType.FP32 in capabilities.dtypes
+    assert capabilities.dtypes <= set(DType) and capabilities.dtypes
     assert set(capabilities.channel_multiple) == capabilities.dtypes
     assert all(multiple >= 1 for multiple in capabilities.channel_multiple.values())
 
@@ -54,8 +58,9 @@ def test_runs_any_batch_with_any_number_of_threads(device: Device, net: Path) ->
     batch = np.concatenate([SAMPLE, -SAMPLE, SAMPLE])
     one, many = device.open(net).run(batch), device.open(net, threads=2).run(batch)
     assert one.shape == (3, CLASSES)
-    np.testing.assert_allclose(one, many, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(one[0], one[2])
+    rounding = ROUNDING[device.environment().get("precision", "fp32")]
+    np.testing.assert_allclose(one, many, rtol=rounding, atol=rounding * np.abs(one).max())
+    np.testing.assert_allclose(one[0], one[2], rtol=rounding, atol=rounding * np.abs(one).max())
 
 
 def test_times_every_run(device: Device, net: Path) -> None:
