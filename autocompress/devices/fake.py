@@ -1,7 +1,6 @@
 """A deterministic roofline: a device whose times are arithmetic on the model file, for tests and for planning."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,47 +8,30 @@ from typing import Any
 
 from autocompress.devices.base import Array, Availability, Device, NodeTime, Session
 from autocompress.devices.ort import OrtDevice
-from autocompress.errors import DeviceError
+from autocompress.errors import DeviceError, ProfileError
+from autocompress.roofline import Rates, read_rates, roofline
 from autocompress.workload import Capabilities, DType, Workload
 
 _WEIGHTED = {"Conv": "conv", "ConvTranspose": "conv_transpose", "Gemm": "linear", "MatMul": "linear"}
 _CONVERSIONS = {"QuantizeLinear": "quantize", "DequantizeLinear": "dequantize"}
 _FUSED = frozenset({"Relu", "Clip", "Identity"})
-_BYTES = {DType.FP32: 4, DType.INT8: 1}
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Peak rates of hardware that need not exist: multiply-accumulates, bytes, and seconds to launch a kernel."""
-
-    macs_per_s: Mapping[DType, float] = field(default_factory=lambda: {DType.FP32: 2e10, DType.INT8: 8e10})
-    bytes_per_s: float = 1e10
-    launch_s: float = 2e-6
-    channel_multiple: Mapping[DType, int] = field(default_factory=lambda: {DType.FP32: 16, DType.INT8: 4})
-
-
-def roofline(workload: Workload, rates: Rates) -> float:
-    """Seconds of one kernel: the longer of computing, with channels rounded up, and moving its tensors, after a launch.
-
-    Williams, Waterman & Patterson, Roofline, CACM 2009.
-    """
-    w, multiple = workload, rates.channel_multiple[workload.dtype]
-    padded = _ceil(w.in_channels, multiple) * _ceil(w.out_channels, multiple) / (w.in_channels * w.out_channels)
-    elements = w.in_channels * math.prod(w.size) + w.out_channels * math.prod(w.out_size) + w.weights
-    compute_s = w.macs * padded / rates.macs_per_s[w.dtype]
-    return rates.launch_s + max(compute_s, elements * _BYTES[w.dtype] / rates.bytes_per_s)
 
 
 def available() -> list[Availability]:
     """Always here."""
-    return [Availability("fake", True, "deterministic roofline, an estimate: for tests and planning")]
+    return [Availability("fake", True, "deterministic roofline, an estimate; fake:FILE.toml reads rates of your own")]
 
 
 def open_device(variant: str) -> Device:
-    """`fake`; raises DeviceError for any variant of it."""
-    if variant:
-        raise DeviceError(f"unknown device 'fake:{variant}': the roofline has no variants, open 'fake'")
-    return FakeDevice()
+    """`fake`, or `fake:FILE.toml` for hardware whose peak rates a file gives. Raises DeviceError."""
+    if not variant:
+        return FakeDevice()
+    if not variant.endswith(".toml"):
+        raise DeviceError(f"unknown device 'fake:{variant}': open 'fake', or 'fake:FILE.toml' with a table [rates]")
+    try:
+        return FakeDevice(read_rates(Path(variant)), f"fake:{variant}", Path(variant).stem)
+    except ProfileError as error:
+        raise DeviceError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -58,6 +40,7 @@ class FakeDevice:
 
     rates: Rates = field(default_factory=Rates)
     name: str = "fake"
+    processor: str = "none"
     runtime: str = "roofline 1"
     estimate: bool = True
 
@@ -65,7 +48,7 @@ class FakeDevice:
         return Capabilities(frozenset(self.rates.macs_per_s), self.rates.channel_multiple)
 
     def environment(self) -> dict[str, str]:
-        return {"device": self.name, "runtime": self.runtime, "processor": "none"}
+        return {"device": self.name, "runtime": self.runtime, "processor": self.processor}
 
     def open(self, path: Path, threads: int = 1) -> "FakeSession":
         return FakeSession(self, path, OrtDevice().open(path, threads))
@@ -192,7 +175,3 @@ class _Reader:
     def _weight(self, tensor: str) -> str:
         maker = self._maker.get(tensor)
         return tensor if maker is None else maker.input[0]
-
-
-def _ceil(channels: int, multiple: int) -> int:
-    return -(-channels // multiple) * multiple

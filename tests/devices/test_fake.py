@@ -7,17 +7,23 @@ import numpy as np
 import pytest
 
 from autocompress.build import build, plan_kernels
-from autocompress.devices.fake import FakeDevice, Rates, roofline, workloads
+from autocompress.devices import open_device
+from autocompress.devices.fake import FakeDevice, workloads
+from autocompress.errors import DeviceError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import trace
 from autocompress.methods.configs import Prune, Quantize
 from autocompress.plan import Plan, Step
 from autocompress.precision import lower
+from autocompress.roofline import Rates, roofline
 from autocompress.workload import DType, Workload
 from tests.onnx_files import write_net
 from tests.zoo import make
 
-RATES = Rates({DType.FP32: 1e9, DType.INT8: 4e9}, 1e9, 1e-6, {DType.FP32: 16, DType.INT8: 4})
+RATES = Rates(
+    macs_per_s={DType.FP32: 1e9, DType.INT8: 4e9}, bytes_per_s=1e9, launch_s=1e-6,
+    channel_multiple={DType.FP32: 16, DType.INT8: 4},
+)  # fmt: skip
 
 
 def conv(channels: int, dtype: DType, positions: int = 32) -> Workload:
@@ -65,3 +71,44 @@ def test_a_built_file_holds_the_kernels_that_were_priced(name: str, tmp_path: Pa
         assert weighted <= found.keys()
         for kernel in weighted:
             assert roofline(found[kernel], RATES) == pytest.approx(roofline(priced[kernel], RATES)), kernel
+
+
+TOML = """
+[rates]
+macs_per_s = { fp32 = 1e9, int8 = 4e9 }
+bytes_per_s = 1e9
+launch_s = 1e-6
+channel_multiple = { fp32 = 16, int8 = 4 }
+"""
+
+
+def test_reads_hardware_that_need_not_exist(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(TOML)
+    device = open_device(f"fake:{path}")
+    assert device == FakeDevice(RATES, f"fake:{path}", "board")
+    assert device.environment()["processor"] == "board"
+    assert device.estimate
+
+
+@pytest.mark.parametrize(
+    ("text", "clue"),
+    [
+        ("", "has no table \\[rates\\]; it needs macs_per_s"),
+        ("[rates", "is not TOML"),
+        (TOML.replace("launch_s", "lunch_s"), "unknown key 'rates.lunch_s': did you mean 'launch_s'"),
+        (TOML.replace("bytes_per_s = 1e9", "bytes_per_s = 0"), "rates.bytes_per_s = 0: input should be greater than 0"),
+        (TOML.replace("{ fp32 = 16, int8 = 4 }", "{ fp32 = 16 }"), "must name the same number formats"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(text: str, clue: str, tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(text)
+    with pytest.raises(DeviceError, match=clue) as caught:
+        open_device(f"fake:{path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_of_rates_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"can't read the rates in .*gone.toml"):
+        open_device(f"fake:{tmp_path / 'gone.toml'}")

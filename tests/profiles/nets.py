@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from autocompress.devices.base import Array, NodeTime
-from autocompress.devices.fake import Rates, roofline
 from autocompress.precision import lower
+from autocompress.roofline import Rates, roofline
 from autocompress.workload import Capabilities, DType, Kernel, Workload
 
 
