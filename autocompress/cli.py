@@ -112,33 +112,36 @@ def demo(
 
 @app.command()
 def devices(as_json: Json = False) -> None:
-    """List every runtime: usable, or why not and what to install."""
+    """List every runtime, usable or why not and what to install, and the hardware profiles at hand."""
     from dataclasses import asdict
 
     from autocompress import terminal
     from autocompress.devices import list_devices
+    from autocompress.profiles import descriptions
 
     rows = list_devices()
-    _json([asdict(row) for row in rows]) if as_json else terminal.show(terminal.devices_table(rows))
+    if as_json:
+        _json([asdict(row) for row in rows])
+    else:
+        terminal.show(terminal.devices_table(rows), terminal.profiles_table(descriptions()))
 
 
 @app.command()
 def inspect(
     task: TaskName,
     profile: Annotated[
-        str | None, typer.Option(help="hardware profile that prices the kernels; the first that is found otherwise")
+        str | None, typer.Option(help="hardware profile that prices the kernels; one of ort:cpu otherwise")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Show layers, channel groups, what is left alone and why, and where the time goes."""
     from autocompress import terminal
     from autocompress.inspection import inspect_task
-    from autocompress.profiles import list_profiles
     from autocompress.profiles import load as load_profile
+    from autocompress.profiles import profile_of
     from autocompress.task_loading import load_task
 
-    chosen = profile or next(iter(list_profiles()), None)
-    found = inspect_task(load_task(task), load_profile(chosen) if chosen else None)
+    found = inspect_task(load_task(task), load_profile(profile) if profile else profile_of(DEFAULT_DEVICE))
     _json(found.to_dict()) if as_json else terminal.show(terminal.inspection_view(found))
 
 

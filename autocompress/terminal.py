@@ -1,7 +1,7 @@
 """What people see at the terminal: tables of results, and a live view of a running search."""
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from autocompress.compare import Comparison
     from autocompress.devices import Availability
     from autocompress.inspection import Inspection
+    from autocompress.profiles.files import Description
     from autocompress.search.candidate import Candidate
     from autocompress.search.engine import Baseline
     from autocompress.search.progress import Progress, Snapshot
@@ -59,6 +60,12 @@ def milliseconds(latency: "Latency | None") -> str:
 def devices_table(rows: "Sequence[Availability]") -> RenderableType:
     cells = [(r.name, "usable" if r.usable else "no", r.detail, r.install) for r in rows]
     return table("device", "usable", "what", "to get it", rows=cells, left=4)
+
+
+def profiles_table(found: "Mapping[str, Description]") -> RenderableType:
+    rows = [(name, d.device, d.origin, d.environment.get("processor", "")) for name, d in found.items()]
+    title = "Hardware profiles, for `search --profile` and `compare --profile`"
+    return table("profile", "device", "how it is known", "hardware", rows=rows, left=4, title=title)
 
 
 def inspection_view(found: "Inspection") -> Group:

@@ -1,6 +1,6 @@
 """Hardware profiles: measured once per device, then a plan's latency is a sum over its kernels."""
 
 from autocompress.profiles.calibration import Planned, calibrate
-from autocompress.profiles.profile import Profile, ProfileWarning, list_profiles, load
+from autocompress.profiles.profile import Profile, ProfileWarning, descriptions, list_profiles, load, profile_of
 
-__all__ = ["Planned", "Profile", "ProfileWarning", "calibrate", "list_profiles", "load"]
+__all__ = ["Planned", "Profile", "ProfileWarning", "calibrate", "descriptions", "list_profiles", "load", "profile_of"]

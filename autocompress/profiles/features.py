@@ -51,11 +51,13 @@ class Coordinates:
     def __call__(self, wanted: Sequence[Site]) -> Floats:
         """[sites, coordinates]: another operation or format is 3 to 4 away, twice the channels 1, half the positions
         0.5, another layout or multiple of channels about 1."""
+        if not wanted:
+            return np.zeros((0, 0))
         placed = self._placed
         for site in wanted:
             if site not in placed:
                 placed[site] = self._place(site)
-        return np.array([placed[site] for site in wanted], dtype=np.float64).reshape(len(wanted), -1)
+        return np.array([placed[site] for site in wanted], dtype=np.float64)
 
     def _place(self, site: Site) -> list[float]:
         w = site.workload

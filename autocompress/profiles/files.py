@@ -1,5 +1,7 @@
 """A profile's folder: profile.toml says what it is, kernels.csv and models.csv hold what was measured.
 
+A profile with [rates] prices by the roofline until something is measured; only then has it the two tables.
+
 kernels.csv: one row per site; `time_s` and `samples` are empty where the site was never measured by itself.
 models.csv: one row per whole model; `kernels` are ids of kernels.csv, `7*3` for three times the same.
 """
@@ -26,6 +28,7 @@ from pydantic import (
 
 from autocompress.errors import ProfileError, StorageError, nearest
 from autocompress.profiles.sites import BLOCKED, ISOLATED, LAST, PLANAR, SHARED, Site
+from autocompress.roofline import Rates
 from autocompress.workload import Capabilities, DType, Workload
 
 SCHEMA = 1
@@ -63,8 +66,9 @@ class _Strict(BaseModel):
 class Description(_Strict):
     """What profile.toml says.
 
-    `reference_s` is the reference model's own time in seconds on the quiet device; every other time follows from it by
-    a ratio. `node_overhead_s` is what the runtime's profiler added to each node.
+    `rates` are a datasheet's, for hardware that was not measured; `source` says which datasheet, or on what and how the
+    profile was measured. `reference_s` is the reference model's own time in seconds on the quiet device; every other
+    time follows from it by a ratio. `node_overhead_s` is what the runtime's profiler added to each node.
     """
 
     schema_version: PositiveInt = SCHEMA
@@ -78,6 +82,15 @@ class Description(_Strict):
     channel_multiple: dict[DType, PositiveInt]
     estimate: bool = False
     environment: dict[str, str] = Field(default_factory=dict)
+    source: str = ""
+    rates: Rates | None = None
+
+    @property
+    def origin(self) -> str:
+        """How its latencies are known, in words."""
+        if self.rates is not None:
+            return "datasheet's roofline, uncalibrated"
+        return f"{self.runtime}, the vendor's estimate" if self.estimate else f"measured, {self.runtime}"
 
     def capabilities(self) -> Capabilities:
         return Capabilities(frozenset(self.dtypes), self.channel_multiple)
@@ -131,9 +144,11 @@ def write(folder: Path, tables: Tables) -> None:
 
 def read(folder: Path) -> Tables:
     """Raises ProfileError for a file that is missing, damaged or of a newer schema, saying which and where."""
-    description = _description(folder / "profile.toml")
+    description = read_description(folder)
     sites: dict[str, Site] = {}
     kernels: dict[Site, KernelRow] = {}
+    if description.rates is not None and not (folder / "models.csv").exists():
+        return Tables(description=description, kernels={}, models=())
     for place, cells in _rows(folder / "kernels.csv", _KERNEL_COLUMNS):
         with _Reading(place):
             site = _site(cells)
@@ -159,7 +174,9 @@ class _Reading:
             raise ProfileError(f"{self._place} is damaged: {_reason(error)}; calibrate again or restore it") from error
 
 
-def _description(path: Path) -> Description:
+def read_description(folder: Path) -> Description:
+    """profile.toml alone. Raises ProfileError as `read` does."""
+    path = folder / "profile.toml"
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

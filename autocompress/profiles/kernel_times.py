@@ -1,11 +1,13 @@
 """Times of single kernels: measured ones, made steady by their neighbours, and estimates for those never measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from autocompress.profiles.features import Coordinates, Floats, squared_distances, terms
 from autocompress.profiles.sites import Site
+from autocompress.roofline import Rates, roofline
 
 LENGTH_SCALE = 10.0
 AMPLITUDE = 0.5
@@ -21,6 +23,27 @@ MAX_SITES = 2500
 """A fit takes the cube of this; beyond it, the sites measured most often are used."""
 
 _RIDGE = 1e-2
+
+
+class SiteTimes(Protocol):
+    """What single kernels take; `measured` are the sites whose time was seen, `coordinates` tell how alike any are."""
+
+    measured: frozenset[Site]
+    coordinates: Coordinates
+
+    def times(self, wanted: Sequence[Site]) -> Floats: ...
+
+
+class RooflineTimes:
+    """Times of sites by a datasheet's peak rates, in seconds; none of them was measured."""
+
+    def __init__(self, rates: Rates, seen: Iterable[Site]) -> None:
+        self._rates = rates
+        self.measured = frozenset[Site]()
+        self.coordinates = Coordinates.of(seen)
+
+    def times(self, wanted: Sequence[Site]) -> Floats:
+        return np.array([roofline(site.workload, self._rates) for site in wanted], dtype=np.float64)
 
 
 class KernelTimes:

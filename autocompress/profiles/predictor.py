@@ -2,7 +2,8 @@
 
 Three layers, each of which prices a kernel, so that a plan's price is a sum of cached numbers:
 
-1. `KernelTimes`: what the runtime's own profiler says of each kernel, or of kernels like it.
+1. `SiteTimes`: what the runtime's own profiler says of each kernel, or of kernels like it; a datasheet's roofline where
+   nothing was profiled.
 2. `ClassCorrection`: per operation and format a factor and a constant per kernel, by non-negative ridge regression on
    whole models; the constant is what launching a kernel costs and no profiler shows.
 3. `SmoothCorrection`: a relative correction that varies smoothly over sites, learnt from what whole models still miss:
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autocompress.profiles.features import Coordinates, Floats, squared_distances
-from autocompress.profiles.kernel_times import KernelTimes, kernel_class
+from autocompress.profiles.kernel_times import SiteTimes, kernel_class
 from autocompress.profiles.sites import Site
 
 NOMINAL_COVERAGE = 0.95
@@ -64,7 +65,7 @@ class ClassCorrection:
     1974) on the augmented system.
     """
 
-    def __init__(self, kernel_times: KernelTimes, models: Sequence[Observation]) -> None:
+    def __init__(self, kernel_times: SiteTimes, models: Sequence[Observation]) -> None:
         classes = sorted({kernel_class(site) for model in models for site in model.sites})
         self._index = {name: i for i, name in enumerate(classes)}
         self._unit = float(np.mean([model.ratio / len(model.sites) for model in models])) / 10 if models else 0.0
@@ -82,7 +83,7 @@ class ClassCorrection:
         priced: Floats = factors[which] * times + constants[which]
         return priced
 
-    def _solve(self, kernel_times: KernelTimes, models: Sequence[Observation]) -> Floats:
+    def _solve(self, kernel_times: SiteTimes, models: Sequence[Observation]) -> Floats:
         from scipy.optimize import nnls
 
         ratios = np.array([model.ratio for model in models])
@@ -93,7 +94,7 @@ class ClassCorrection:
         weights: Floats = nnls(np.vstack([rows, pull]), np.concatenate([np.ones(len(models)), pull @ prior]))[0]
         return weights
 
-    def _row(self, kernel_times: KernelTimes, model: Observation) -> Floats:
+    def _row(self, kernel_times: SiteTimes, model: Observation) -> Floats:
         which = [self._index[kernel_class(site)] for site in model.sites]
         count = len(self._index)
         times = np.bincount(which, kernel_times.times(model.sites), count)
@@ -133,7 +134,7 @@ class SmoothCorrection:
 class _Prices:
     """The first two layers together."""
 
-    def __init__(self, kernel_times: KernelTimes, classes: ClassCorrection) -> None:
+    def __init__(self, kernel_times: SiteTimes, classes: ClassCorrection) -> None:
         self._times = kernel_times
         self._classes = classes
 
@@ -152,7 +153,7 @@ class Predictor:
 
     def __init__(
         self,
-        times: KernelTimes,
+        times: SiteTimes,
         models: Sequence[Observation],
         scores: Sequence[float] = (),
     ) -> None:

@@ -7,14 +7,19 @@ from functools import cached_property
 from os import environ, pathsep
 from pathlib import Path
 
-from autocompress.devices import open_device
+from autocompress.devices import Device, open_device
+from autocompress.devices.fake import FakeDevice
 from autocompress.errors import DeviceError, ProfileError, nearest
 from autocompress.profiles import files
 from autocompress.profiles.files import Description, KernelRow, ModelRow, Role, Tables
-from autocompress.profiles.kernel_times import KernelTimes
+from autocompress.profiles.kernel_times import KernelTimes, RooflineTimes, SiteTimes
 from autocompress.profiles.predictor import Observation, Prediction, Predictor
 from autocompress.profiles.sites import Site, sites
 from autocompress.workload import Capabilities, Kernel, Kernels, Latency
+
+UNCALIBRATED = 3.0
+"""A roofline bounds a kernel's time from below; that real ones take at most this many times as long is an assumption,
+stated as the interval of a profile that nothing was measured for."""
 
 SEARCH_PATH_VARIABLE = "AUTOCOMPRESS_PROFILES"
 
@@ -50,8 +55,21 @@ class Profile:
     def capabilities(self) -> Capabilities:
         return self.description.capabilities()
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether any of it stands on a measurement."""
+        return bool(self.models)
+
+    def open_device(self) -> Device:
+        """The device that the profile is of; a datasheet's is a roofline. Raises DeviceError where it can't be used."""
+        rates = self.description.rates
+        if rates is None:
+            return open_device(self.device)
+        return FakeDevice(rates, self.device, self.description.environment.get("processor", self.name))
+
     def predict(self, kernels: Kernels | Sequence[Kernel]) -> Latency:
-        """Seconds at batch size 1, with an interval that covers 95 % of models like the held-out ones."""
+        """Seconds at batch size 1, with an interval that covers 95 % of models like the held-out ones; what can't be
+        faster than a roofline is stated to take at most UNCALIBRATED times as long."""
         return self._latency(self._predictor.predict(list(sites(kernels).values())))
 
     def breakdown(self, kernels: Kernels | Sequence[Kernel]) -> dict[str, float]:
@@ -72,7 +90,8 @@ class Profile:
         count = len(self.models)
         rows = [self._search_row(f"search-{count + i}", k, ratio) for i, (k, ratio) in enumerate(measured)]
         updated = Profile(self.description, self.kernels, (*self.models, *rows))
-        updated.__dict__["_times"] = self._times
+        if self.kernels:
+            updated.__dict__["_times"] = self._times
         return updated
 
     def held_out(self) -> list[tuple[ModelRow, Latency]]:
@@ -85,12 +104,14 @@ class Profile:
         files.write(folder, Tables(description=self.description, kernels=self.kernels, models=self.models))
 
     @cached_property
-    def _times(self) -> KernelTimes:
+    def _times(self) -> SiteTimes:
         measured = {
             site: (row.time_s / self.reference_s, row.samples)
             for site, row in self.kernels.items()
             if row.time_s is not None
         }
+        if self.description.rates is not None and not measured:
+            return RooflineTimes(self.description.rates, (site for row in self.models for site in row.sites))
         return KernelTimes(measured)
 
     @cached_property
@@ -113,6 +134,8 @@ class Profile:
     def _latency(self, prediction: Prediction) -> Latency:
         half = self._predictor.factor * prediction.deviation
         low, high = max(prediction.ratio - half, 0.0), prediction.ratio + half
+        if not self.calibrated:
+            low, high = prediction.ratio, UNCALIBRATED * prediction.ratio
         seconds, low, high = (self.reference_s * ratio for ratio in (prediction.ratio, low, high))
         origin = "estimate" if self.description.estimate else "predicted"
         return Latency(seconds, low, high, prediction.measured_fraction, origin)
@@ -144,6 +167,17 @@ def list_profiles() -> dict[str, Path]:
     return found
 
 
+def descriptions() -> dict[str, Description]:
+    """What every profile on the search path says of itself, by name. Raises ProfileError for a damaged one."""
+    return {name: files.read_description(path) for name, path in list_profiles().items()}
+
+
+def profile_of(device: str) -> Profile | None:
+    """The first measured profile on the search path that is of this device, if any."""
+    names = (name for name, found in descriptions().items() if found.device == device and found.rates is None)
+    return next((load(name) for name in names), None)
+
+
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_dir():
@@ -164,6 +198,8 @@ def _search_path() -> list[Path]:
 
 
 def _check_runtime(description: Description) -> None:
+    if description.rates is not None:
+        return
     try:
         runtime = open_device(description.device).runtime
     except DeviceError:

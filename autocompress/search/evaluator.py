@@ -77,7 +77,7 @@ class TorchEvaluator:
         self._original.parent.mkdir(parents=True, exist_ok=True)
         self._plain = plain_onnx(task.model, self._inputs, self._original)
         self.profile = self._find_profile(setup)
-        self.device: Device = open_device(self.profile.device)
+        self.device: Device = self.profile.open_device()
         self._teacher = Teacher(self.graph, settings.fine_tuning.precision)
         self._threads = os.cpu_count() or 1
         self._outputs: dict[str, tuple[tuple[float, ...], ...]] = {}

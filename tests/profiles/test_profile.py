@@ -15,7 +15,7 @@ from autocompress.errors import DeviceError, ProfileError, StorageError
 from autocompress.precision import lower
 from autocompress.profiles import Profile, ProfileWarning, calibrate, list_profiles, load, predictor
 from autocompress.profiles.calibration import attribute
-from autocompress.profiles.predictor import KernelTimes
+from autocompress.profiles.kernel_times import KernelTimes
 from autocompress.profiles.profile import SEARCH_PATH_VARIABLE
 from autocompress.profiles.sites import sites
 from autocompress.workload import DType
