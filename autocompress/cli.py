@@ -151,6 +151,10 @@ def search(
     out: Annotated[Path, typer.Option(help="the run's folder; an unfinished run there is resumed", show_default=False)],
     config: Annotated[Path | None, typer.Option(help="RUN.toml with settings; flags win over it")] = None,
     profile: ProfileNames = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="of several profiles: worst (default), best (runtimes of one machine), each"),
+    ] = None,
     budget_ms: Annotated[float | None, typer.Option(help="latency to keep, in milliseconds")] = None,
     speedup: Annotated[
         float | None, typer.Option(help="latency to keep, as a multiple of the original's speed")
@@ -175,7 +179,8 @@ def search(
     loaded = load_task(task)
     with terminal.watching(quiet=as_json) as progress:
         study = run_search(
-            loaded, profile=profile, budget_ms=budget_ms, speedup=speedup, max_drop=max_drop, max_size_bytes=max_size,
+            loaded, profile=profile, objective=objective, budget_ms=budget_ms, speedup=speedup, max_drop=max_drop,
+            max_size_bytes=max_size,
             trials=trials, time_s=time, workers=workers, storage=storage, seed=seed, out=out,
             settings=settings, progress=progress,
         )  # fmt: skip

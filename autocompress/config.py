@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from autocompress.errors import ConfigError, nearest
+from autocompress.objective import Objective
 
 SAMPLERS = ("auto", "nsga2", "random", "tpe")
 DECISIONS = ("student", "prune", "low_rank", "quantize")
@@ -36,6 +37,12 @@ def _as_tuple(value: Any) -> Any:
     """One name or path may stand by itself."""
     several = [value] if isinstance(value, (str, Path)) else value
     return tuple(str(v) if isinstance(v, Path) else v for v in several) if isinstance(several, (list, tuple)) else value
+
+
+def _as_objective(value: Any) -> Any:
+    if value not in list(Objective):
+        raise ValueError(f"{value!r} is not known: {nearest(str(value), map(str, Objective))}")
+    return value
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
@@ -125,7 +132,7 @@ class Settings(_Section):
     """All that a search resolves. Times in seconds, `budget_ms` in milliseconds as people give it.
 
     `max_drop` is in the score's own unit: 0.01 is one point of accuracy. `sampler` "auto" is the
-    one that measured best, see search/samplers.py.
+    one that measured best, see search/samplers.py. `objective` says what several profiles mean, see objective.py.
     """
 
     time_s: Positive | None = None
@@ -139,6 +146,7 @@ class Settings(_Section):
     max_size_bytes: Count | None = None
     device: str = "ort:cpu"
     profile: Names = ()
+    objective: Annotated[Objective, BeforeValidator(_as_objective)] = Objective.WORST
     decisions: Annotated[tuple[Annotated[str, _one_of(*DECISIONS)], ...], BeforeValidator(_as_tuple)] = DECISIONS
     sampler: Annotated[str, _one_of(*SAMPLERS)] = "auto"
     importance: str = "reconstruction"
@@ -154,6 +162,11 @@ class Settings(_Section):
         if self.budget_ms is not None and self.speedup is not None:
             raise ValueError("budget_ms and speedup are two ways to say one thing; give one of them")
         return self
+
+    @property
+    def latencies(self) -> int:
+        """How many latencies are minimised."""
+        return max(1, len(self.profile)) if self.objective is Objective.EACH else 1
 
     @property
     def limit_s(self) -> float | None:

@@ -91,7 +91,7 @@ def measure(
             if progress is not None:
                 progress(len(samples), max(rounds, len(samples)))
     environment = {**device.environment(), "threads": "1", "core": core, "python": platform.python_version()}
-    return {name: samples.measurement(name, environment) for name in models}
+    return {name: samples.measurement(name, environment, estimate=device.estimate) for name in models}
 
 
 def to_ratio(measurement: Measurement) -> Ratio:
@@ -110,10 +110,15 @@ def to_ratio(measurement: Measurement) -> Ratio:
 
 
 def to_latency(measurement: Measurement, reference_s: float) -> Latency:
-    """Seconds of a model whose reference takes `reference_s` seconds when the host is quiet."""
+    """Seconds of a model whose reference takes `reference_s` seconds when the host is quiet.
+
+    An estimate repeats exactly, so its interval is a point; how far it is from the hardware, nobody here measured.
+    """
     ratio = to_ratio(measurement)
     seconds, low, high = (reference_s * bound for bound in (ratio.value, ratio.low, ratio.high))
-    return Latency(seconds, low, high, measured_fraction=1.0, origin="measured")
+    if measurement.estimate:
+        return Latency(seconds, seconds, seconds, measured_fraction=0.0, origin="estimate")
+    return Latency(seconds, low, high, 1.0, "measured" if ratio.gated else "measured, busy host")
 
 
 def reference_seconds(measurement: Measurement) -> float:
@@ -176,11 +181,11 @@ class _Samples:
         wanted = min(MIN_GATED, rounds)
         return all(sum(gate([v.reference_s for v in visits])) >= wanted for visits in self._visits.values())
 
-    def measurement(self, name: str, environment: Mapping[str, str]) -> Measurement:
+    def measurement(self, name: str, environment: Mapping[str, str], *, estimate: bool) -> Measurement:
         visits = self._visits[name]
         references = tuple(v.reference_s for v in visits)
         times = tuple(v.time_s for v in visits)
-        return Measurement(times, references, WARMUP_RUNS, RUNS_PER_ROUND, gate(references), environment)
+        return Measurement(times, references, WARMUP_RUNS, RUNS_PER_ROUND, gate(references), environment, estimate)
 
 
 def _round(

@@ -108,8 +108,19 @@ def study_view(study: "Study") -> Group:
     """The models that were verified, those on the front marked; before any are, the front as far as it is known."""
     models, front = study.verified or study.front, {candidate.id for candidate in study.front}
     title = f"{len(study.verified)} verified models; {len(front)} on the front: none of the others beats them in both"
+    parts = [front_table(models, study.baseline, title, front)]
+    if study.baseline and len(study.baseline.devices) > 1:
+        parts.append(devices_of(models, study.baseline))
     files = Text(f"\nmodels, cards, plans and report.html are in {study.path}")
-    return Group(front_table(models, study.baseline, title, front), files)
+    return Group(*parts, files)
+
+
+def devices_of(models: "Sequence[Candidate]", baseline: "Baseline") -> RenderableType:
+    """The original and the models on each profile of the search: at a glance, whether a runtime beats compression."""
+    names = list(baseline.devices)
+    rows = [("original", *(milliseconds(baseline.devices[name]) for name in names))]
+    rows += [(c.id, *(milliseconds(c.devices.get(name)) for name in names)) for c in models]
+    return table("milliseconds on", *names, rows=rows, title="The same models on each profile")
 
 
 def front_table(

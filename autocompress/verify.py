@@ -35,6 +35,10 @@ SAMPLES = 16
 FP32_SAFETY = 16.0
 """Factor on the rounding bound: runtimes sum in other orders, fuse, and use fast exponentials (a few ulp each)."""
 
+ROUNDOFF = {"fp32": 0.0, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Unit roundoff of the operands of a device that computes fp32 layers in less: half a step of a mantissa of 10 or 7
+bits (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 2.1)."""
+
 INT8_STEPS = 255
 """Steps of an unsigned 8-bit tensor over its range."""
 
@@ -95,7 +99,7 @@ def verify(
     _require_same_model(task, card)
     opened = open_device(device)
     session = opened.open(artifact)
-    parity = _promised_parity(session, task, card)
+    parity = _promised_parity(session, task, card, precision_of(opened))
     predict, score_on = predictor(opened.open(artifact, threads=2)), task.score or top1
     score = score_on(predict, task.validation)
     test = score_on(predict, task.test) if task.test is not None else None
@@ -112,32 +116,41 @@ def verify(
     return Verification(artifact, device, checks, parity, score, test, latency, baseline, providers)
 
 
-def parity(expected: Outputs, found: Outputs, plan: Plan, kernels: int) -> Parity:
+def parity(expected: Outputs, found: Outputs, plan: Plan, kernels: int, precision: str = "fp32") -> Parity:
     """Compare a torch model's outputs [samples, ...] with a file's on the same inputs.
 
-    `kernels` is how many arithmetic kernels lie between input and output. See `tolerance` for what is allowed.
+    `kernels` is how many arithmetic kernels lie between input and output, `precision` what the device computes fp32
+    layers in. See `tolerance` for what is allowed.
     """
     if expected.shape != found.shape:
         return Parity(len(expected), math.inf, math.inf, 0.0)
     difference = np.abs(expected.astype(np.float64) - found.astype(np.float64))
     largest = float(difference.max(initial=0.0)) if np.isfinite(difference).all() else math.inf
     rms = float(np.sqrt(np.mean(difference**2))) if math.isfinite(largest) else math.inf
-    return Parity(len(expected), largest, rms, tolerance(expected, plan, kernels))
+    return Parity(len(expected), largest, rms, tolerance(expected, plan, kernels, precision))
 
 
-def tolerance(expected: Outputs, plan: Plan, kernels: int) -> float:
+def tolerance(expected: Outputs, plan: Plan, kernels: int, precision: str = "fp32") -> float:
     """Largest root-mean-square difference between a torch model and its export that rounding explains.
 
     In fp32 each kernel adds at most a few units in the last place of its sums: errors of L kernels, each a dot product
     of up to 4,096 terms, grow like sqrt(L * 4096) * eps (probabilistic bound; Higham and Mary 2019, section 2), times
     FP32_SAFETY. An 8-bit tensor is rounded by both sides, at worst independently: the difference of two rounding errors
     has a variance of step^2 / 6, and those of L layers add up to sqrt(L / 6) steps of 1/255 of the outputs' range.
+    Where the device rounds fp32 operands to fewer bits, each of the two of a kernel is off by up to u, uniformly: a
+    variance of u^2 / 3, and L kernels add up to sqrt(2 L / 3) u.
     """
     spread = float(np.ptp(expected)) if expected.size else 0.0
     scale = max(spread, float(np.abs(expected).max(initial=0.0)), float(np.finfo(np.float32).tiny))
     fp32 = FP32_SAFETY * math.sqrt(kernels * 4096) * float(np.finfo(np.float32).eps) * scale
     int8 = sum(1 for config in plan.configs(Quantize).values() if config.dtype is DType.INT8)
-    return fp32 + math.sqrt(int8 / 6) / INT8_STEPS * scale
+    rounded = math.sqrt(2 * kernels / 3) * ROUNDOFF[precision]
+    return fp32 + (math.sqrt(int8 / 6) / INT8_STEPS + rounded) * scale
+
+
+def precision_of(device: Device) -> str:
+    """What the device computes fp32 layers in."""
+    return device.environment().get("precision", "fp32")
 
 
 def predictor(session: Session) -> Predict:
@@ -169,11 +182,11 @@ def _require_same_model(task: Task, card: Card) -> None:
         )
 
 
-def _promised_parity(session: Session, task: Task, card: Card) -> Parity:
+def _promised_parity(session: Session, task: Task, card: Card, precision: str) -> Parity:
     expected = np.array(card.outputs, dtype=np.float64)
     samples = validation_samples(task, len(expected))
     found = session.run(*samples).reshape(len(expected), -1)
-    return parity(expected, found.astype(np.float64), card.plan, len(session.providers()))
+    return parity(expected, found.astype(np.float64), card.plan, len(session.providers()), precision)
 
 
 def _times(device: Device, artifact: Path, task: Task, rounds: int) -> tuple[Latency, Latency]:

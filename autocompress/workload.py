@@ -97,6 +97,7 @@ class Measurement:
 
     `times_s[i]` and `reference_times_s[i]` are the medians (seconds) of the i-th round's runs of the model and of the
     reference, next to each other in time. `gated` rounds are those in which the reference ran near its best.
+    `estimate` is True where the device models the hardware: then nothing was timed.
     """
 
     times_s: tuple[float, ...]
@@ -105,6 +106,7 @@ class Measurement:
     runs_per_round: int
     gated: tuple[bool, ...]
     environment: Mapping[str, str]
+    estimate: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.times_s) == len(self.reference_times_s) == len(self.gated) or not self.times_s:
@@ -116,6 +118,8 @@ class Measurement:
 @dataclass(frozen=True, slots=True)
 class Latency:
     """Seconds for one sample with an interval; `origin` says how it is known: measured, predicted or estimate.
+
+    "measured, busy host" is what a stopwatch found while other work never left the host alone: its interval is wide.
 
     `measured_fraction` is the share of the predicted time that stands on kernels measured one to one.
     """

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "autocompress"
 
 MODEL_SIDE = {"graph", "methods", "repair", "importance", "evaluate", "build", "export", "fake_quant", "factorise"}
 DEVICE_SIDE = {"devices", "measure", "profiles"}
-VOCABULARY = {"errors", "workload", "plan", "pareto", "task", "batches", "config", "card", "roofline"}
+VOCABULARY = {"errors", "workload", "plan", "pareto", "task", "batches", "config", "card", "roofline", "objective"}
 MEETING = {"search", "verify"}
 SURFACE = {"cli", "terminal", "demo", "report", "compare", "inspection", "accuracy", "__init__"}
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +166,20 @@ def test_a_latency_is_the_ratio_in_the_references_seconds() -> None:
     assert latency.seconds == pytest.approx(1e-3)
     assert (latency.low, latency.high) == pytest.approx((2e-3 * ratio.low, 2e-3 * ratio.high))
     assert (latency.origin, latency.measured_fraction) == ("measured", 1.0)
+
+
+def test_a_latency_says_when_the_host_was_never_quiet() -> None:
+    references = [REFERENCE_S * (1 + 0.5 * (i % 2)) for i in range(8)] + [REFERENCE_S * (2 + i) for i in range(32)]
+    measurement = synthetic([0.5 + 0.001 * i for i in range(40)], references)
+    latency = to_latency(measurement, 2e-3)
+    assert not to_ratio(measurement).gated
+    assert latency.origin == "measured, busy host"
+
+
+def test_an_estimate_is_never_called_measured() -> None:
+    latency = to_latency(replace(synthetic([0.5] * 30), estimate=True), 2e-3)
+    assert (latency.origin, latency.measured_fraction) == ("estimate", 0.0)
+    assert latency.low == latency.seconds == latency.high == pytest.approx(1e-3)
 
 
 def test_no_interval_is_narrower_than_what_repeats_between_processes() -> None:

@@ -14,7 +14,7 @@ from autocompress.search.engine import Baseline
 from autocompress.search.records import RunFolder
 from autocompress.search.study import Study, load
 
-_TEXT = ("id", "status", "artifact", "rung", "origin", "reason")
+_TEXT = ("id", "status", "artifact", "rung", "origin", "reason", "fastest_on")
 """Columns that are not numbers."""
 
 
@@ -55,7 +55,7 @@ def read_records(run: Path) -> Records:
 
 def _table(study: Study) -> pd.DataFrame:
     frame = study.to_frame().reset_index()
-    numbers = [column for column in frame.columns if column not in _TEXT]
+    numbers = [column for column in frame.columns if column not in _TEXT and not column.startswith("how known on ")]
     return frame.assign(**{column: pd.to_numeric(frame[column]) for column in numbers})
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -38,7 +38,8 @@ class Candidate:
     front candidates. `latency` is the price (predicted); `measured` the measured one, if any. `outside_interval` marks
     a measured latency that lies outside the predicted interval. `artifact` and `weights` are relative to the run's
     folder; `weights` are there once it was fine-tuned, for `trained_s` seconds in all. `origin` says what proposed it,
-    `seconds` what it took to build and score it.
+    `seconds` what it took to build and score it. `devices` is the best known latency on each profile of the search;
+    where `each` of them is an objective, `latency` and `measured` are the first's.
     """
 
     id: str
@@ -58,6 +59,8 @@ class Candidate:
     origin: str = ""
     weights: str | None = None
     trained_s: float = 0.0
+    devices: Mapping[str, Latency] = field(default_factory=dict)
+    each: bool = False
 
     @property
     def best_latency(self) -> Latency:
@@ -69,10 +72,20 @@ class Candidate:
         return self.measured is not None and not self.latency.low <= self.measured.seconds <= self.latency.high
 
     @property
-    def cost(self) -> tuple[float, float]:
-        """(-score, best latency): what dominance compares. Only for candidates with a score."""
+    def fastest_on(self) -> str | None:
+        """The profile on which it takes the least time; None where the search knew no profiles by name."""
+        return min(self.devices, key=lambda name: self.devices[name].seconds, default=None)
+
+    @property
+    def minimised_s(self) -> tuple[float, ...]:
+        """Best known seconds that the search minimises: one number, or one per profile."""
+        return tuple(d.seconds for d in self.devices.values()) if self.each else (self.best_latency.seconds,)
+
+    @property
+    def cost(self) -> tuple[float, ...]:
+        """(-score, best latency, ...): what dominance compares. Only for candidates with a score."""
         assert self.score is not None, "only scored candidates are compared"
-        return -self.score.value, self.best_latency.seconds
+        return -self.score.value, *self.minimised_s
 
     def to_json(self) -> str:
         """One line."""
@@ -95,6 +108,10 @@ def decode_latency(values: Mapping[str, Any] | None) -> Latency | None:
     return Latency(**values) if values else None
 
 
+def decode_latencies(values: Mapping[str, Any]) -> dict[str, Latency]:
+    return {name: Latency(**latency) for name, latency in values.items()}
+
+
 def _decode(values: dict[str, Any]) -> Candidate:
     return Candidate(
         **{
@@ -106,5 +123,6 @@ def _decode(values: dict[str, Any]) -> Candidate:
             "score": decode_score(values["score"]),
             "test_score": decode_score(values["test_score"]),
             "measured": decode_latency(values["measured"]),
+            "devices": decode_latencies(values.get("devices", {})),
         }
     )

@@ -1,12 +1,12 @@
 """The seam between the search and the work it orders: what an evaluator can do, and what it answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autocompress.plan import Plan
-from autocompress.search.candidate import Candidate, decode_latency, decode_score
+from autocompress.search.candidate import Candidate, decode_latencies, decode_latency, decode_score
 from autocompress.task import Score
 from autocompress.workload import Artifact, Latency
 
@@ -16,12 +16,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What is known of a plan from shapes alone."""
+    """What is known of a plan from shapes alone. `latency` is what the search minimises, made of those on each profile
+    in `devices`; where `each` of these is an objective of its own, it is the first's."""
 
     latency: Latency
     size_bytes: int
     params: int
     macs: int
+    devices: Mapping[str, Latency] = field(default_factory=dict)
+    each: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A file's time as the search minimises it, and on each profile; there, what could not be timed is predicted."""
+
+    latency: Latency
+    devices: Mapping[str, Latency] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Files by key: `found` was timed, `refused` was not, with the reason."""
+
+    found: Mapping[str, Timing]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +48,7 @@ class Baseline:
     """The original as plainly exported. `score` is on all of validation, `subset_score` on the trials' subset.
 
     `latency` is measured. `rewritten` is the measured latency after the exact rewrites alone: the share of every
-    speed-up that is not compression's.
+    speed-up that is not compression's. `devices` and `rewritten_on` are the same two on each profile.
     """
 
     score: Score
@@ -40,6 +59,8 @@ class Baseline:
     macs: int
     test_score: Score | None = None
     rewritten: Latency | None = None
+    devices: Mapping[str, Latency] = field(default_factory=dict)
+    rewritten_on: Mapping[str, Latency] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,7 +69,8 @@ class Baseline:
     def from_document(document: Mapping[str, Any]) -> "Baseline":
         scores = {name: decode_score(document[name]) for name in ("score", "subset_score", "test_score")}
         times = {name: decode_latency(document[name]) for name in ("latency", "rewritten")}
-        return Baseline(**{**document, **scores, **times})
+        by_device = {name: decode_latencies(document.get(name, {})) for name in ("devices", "rewritten_on")}
+        return Baseline(**{**document, **scores, **times, **by_device})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +142,9 @@ class Evaluator(Protocol):
         """Builds the plan, with these trained weights if given, and writes it to `path`."""
         ...
 
-    def score(self, path: Path, samples: int | None) -> Score:
-        """The exported file's score on the first `samples` of validation, on all of it if None."""
+    def score(self, path: Path, samples: int | None, profile: str | None = None) -> Score:
+        """The exported file's score on the first `samples` of validation, on all of it if None; as run by the device of
+        this profile, by default the first's."""
         ...
 
     def test_score(self, path: Path) -> Score | None:
@@ -137,8 +160,11 @@ class Evaluator(Protocol):
         """Whether the plan's model owes nothing to the original before it is trained: a student of the task's own."""
         ...
 
-    def measure(self, paths: Mapping[str, Path], seconds: float) -> Mapping[str, Latency]:
-        """Times the files in turn with the original, within about `seconds`; leaves out what the device refuses."""
+    def measure(
+        self, paths: Mapping[str, Path], seconds: float, predicted: Mapping[str, Mapping[str, Latency]]
+    ) -> Timings:
+        """Times the files in turn with the original, within about `seconds`: on the first profile's device, and on
+        those of the others as far as they are here; for the rest the `predicted` latencies stand."""
         ...
 
     def certify(self, candidate: Candidate, artifact: Artifact, baseline: Baseline) -> None:

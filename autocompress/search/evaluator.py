@@ -4,8 +4,10 @@ import copy
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,29 +21,30 @@ from autocompress.build import finalize, plan_kernels, restructure, standing
 from autocompress.card import Card, write_card
 from autocompress.config import Settings
 from autocompress.devices import Device, open_device
-from autocompress.errors import ConfigError, DeviceError, ExportError, TaskError, VerificationError, nearest
+from autocompress.errors import ConfigError, ExportError, TaskError, VerificationError, nearest
 from autocompress.evaluate.scores import top1
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph.types import Graph
 from autocompress.importance import IMPORTANCES
-from autocompress.measure import ROUNDS, RUNS_PER_ROUND, WARMUP_RUNS, measure, reference_seconds, to_latency
 from autocompress.methods import Method, methods
 from autocompress.methods.prune import PruneMethod
+from autocompress.objective import Objective, combined
 from autocompress.plan import Plan
-from autocompress.profiles import Profile
+from autocompress.profiles import Profile, ProfileWarning
 from autocompress.profiles import load as load_profile
 from autocompress.repair.distill import Budget, Recipe, Teacher, fine_tune
 from autocompress.repair.matching import divergence, outputs_of
 from autocompress.repair.statistics import collect
 from autocompress.search.candidate import Candidate
-from autocompress.search.engine import Baseline, Price, Setup, Start, Trained
+from autocompress.search.engine import Baseline, Price, Setup, Start, Timing, Timings, Trained
 from autocompress.search.profiling import one_sample, profile_graph
 from autocompress.search.space import Space, find_space, single_plans
+from autocompress.search.targets import Target
 from autocompress.task import Loader, Score, Task
 from autocompress.task_checks import check_task
 from autocompress.tracing import trace_task
-from autocompress.verify import exported_outputs, parity, predictor, provider_counts, validation_samples
-from autocompress.workload import WEIGHTED_OPS, Artifact, DType, Kernel, Latency, total_macs
+from autocompress.verify import exported_outputs, parity, precision_of, predictor, provider_counts, validation_samples
+from autocompress.workload import WEIGHTED_OPS, Artifact, Capabilities, DType, Kernel, Latency, total_macs
 
 ORIGINAL = "original.onnx"
 
@@ -51,12 +54,12 @@ NODE_BYTES = 400
 TELL_EVERY_S = 1.0
 """A training tells the watcher how it goes about this often."""
 
-LEAST_ROUNDS = 16
-"""Rounds of timing, however little time is left: fewer give no interval."""
+SCORES_ON = "ort:cpu"
+"""Scores the files of a search whose devices are all elsewhere."""
 
 
 class TorchEvaluator:
-    """One task on one device. See engine.Evaluator for what each method promises."""
+    """One task on one device, or several. See engine.Evaluator for what each method promises."""
 
     def __init__(self, task: Task, settings: Settings, setup: Setup) -> None:
         self._task = task
@@ -76,14 +79,14 @@ class TorchEvaluator:
         self._original = setup.folder / "models" / ORIGINAL
         self._original.parent.mkdir(parents=True, exist_ok=True)
         self._plain = plain_onnx(task.model, self._inputs, self._original)
-        self.profile = self._find_profile(setup)
-        self.device: Device = self.profile.open_device()
+        sample = one_sample(self._inputs)
+        self.targets = {p.name: Target(p, self._original, sample) for p in _differently_named(self._profiles(setup))}
+        self._tell_of_absent()
         self._teacher = Teacher(self.graph, settings.fine_tuning.precision)
         self._threads = os.cpu_count() or 1
         self._outputs: dict[str, tuple[tuple[float, ...], ...]] = {}
-        self._scores: dict[tuple[str, str], Score] = {}
-        self._scale = 1.0
-        self._reference_s = self.profile.reference_s
+        self._scores: dict[tuple[str, str, str], Score] = {}
+        self._originals: Mapping[str, Latency] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -95,55 +98,69 @@ class TorchEvaluator:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        return {**self.device.environment(), "device": self.device.name, "profile": self.profile.name}
+        return {**self.device().environment(), "device": self.device().name, "profile": ", ".join(self.targets)}
+
+    def device(self, profile: str | None = None) -> Device:
+        """The device of a profile, by default the first's; where that is not here, the one that scores all files."""
+        found = self.targets[profile].device if profile else next(iter(self.targets.values())).device
+        return found or open_device(SCORES_ON)
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """What all the devices can make use of."""
+        found = [target.profile.capabilities for target in self.targets.values()]
+        dtypes = frozenset.intersection(*(c.dtypes for c in found)) or found[0].dtypes
+        multiples = {dtype: math.lcm(*(c.channel_multiple.get(dtype, 1) for c in found)) for dtype in dtypes}
+        return Capabilities(dtypes, multiples)
 
     def space(self) -> Space:
         """Kernels of all single decisions are priced at once first: one by one takes a predictor far longer."""
-        everything = find_space(self.graph, _methods(self._settings.importance), self.profile.capabilities)
-        self.profile.warm(plan_kernels(plan, self.graph) for plan in single_plans(everything))
+        everything = find_space(self.graph, _methods(self._settings.importance), self.capabilities)
+        kernels = [plan_kernels(plan, self.graph) for plan in single_plans(everything)]
+        for target in self.targets.values():
+            target.profile.warm(kernels)
         return find_space(
             self.graph,
             _methods(self._settings.importance),
-            self.profile.capabilities,
+            self.capabilities,
             lambda plan: self.price(plan).latency.seconds,
             self._settings.decisions,
         )
 
     def price(self, plan: Plan) -> Price:
         kernels = plan_kernels(plan, self.graph)
-        found = self.profile.predict(kernels)
-        seconds, low, high = (self._scale * bound for bound in (found.seconds, found.low, found.high))
-        latency = Latency(seconds, low, high, found.measured_fraction, found.origin)
+        found = {name: target.price(kernels) for name, target in self.targets.items()}
         size_bytes, params = _size(kernels.values())
-        return Price(latency, size_bytes, params, total_macs(list(kernels.values())))
+        macs = total_macs(list(kernels.values()))
+        return Price(self._combined(found), size_bytes, params, macs, found, self._settings.latencies > 1)
 
     def baseline(self) -> Baseline:
         """The original's own figures; the model after exact rewrites alone is timed beside it."""
         rewritten = self._original.with_name("rewritten.onnx")
-        self.export(Plan(self.fingerprint), None, rewritten)
-        paths = {"original": self._original, "rewritten": rewritten}
-        found = measure(self.device, paths, self._original, one_sample(self._inputs), rounds=ROUNDS)
+        original = Plan(self.fingerprint)
+        self.export(original, None, rewritten)
+        kernels = plan_kernels(original, self.graph)
+        times = {name: target.baseline(rewritten, kernels) for name, target in self.targets.items()}
         rewritten.unlink()
-        reference_s = reference_seconds(found["original"])
-        times = {name: to_latency(measurement, reference_s) for name, measurement in found.items()}
-        price = self.price(Plan(self.fingerprint))
+        first = times[next(iter(times))]
         params = sum(parameter.numel() for parameter in self._task.model.parameters())
         return Baseline(
             score=self.score(self._original, None), subset_score=self.score(self._original, len(self._subset)),
-            latency=times["original"], size_bytes=self._plain.size_bytes, params=params, macs=price.macs,
-            test_score=self.test_score(self._original), rewritten=times["rewritten"],
+            latency=first[0], size_bytes=self._plain.size_bytes, params=params, macs=total_macs(list(kernels.values())),
+            test_score=self.test_score(self._original), rewritten=first[1],
+            devices={name: found[0] for name, found in times.items()},
+            rewritten_on={name: found[1] for name, found in times.items()},
         )  # fmt: skip
 
     def adopt(self, baseline: Baseline) -> None:
-        """Prices follow the host's present speed: a profile of this very model by its reference, that of another one by
-        how long the rewritten original takes."""
+        """Prices follow the host's present speed. A run from before there were several profiles knows one."""
         original = Plan(self.fingerprint)
-        self._reference_s = baseline.latency.seconds
-        if any(row.id == original.key for row in self.profile.models):
-            self._scale = self._reference_s / self.profile.reference_s
-        elif baseline.rewritten is not None:
-            predicted = self.profile.predict(plan_kernels(original, self.graph))
-            self._scale = baseline.rewritten.seconds / predicted.seconds
+        kernels = plan_kernels(original, self.graph)
+        for name, target in self.targets.items():
+            plain = baseline.devices.get(name, baseline.latency)
+            rewritten = baseline.rewritten_on.get(name, baseline.rewritten or plain)
+            target.adopt(plain, rewritten, kernels, original.key)
+        self._originals = {name: baseline.devices.get(name, baseline.latency) for name in self.targets}
 
     def share(self, workers: int) -> None:
         self._threads = max(1, (os.cpu_count() or 1) // workers)
@@ -158,11 +175,11 @@ class TorchEvaluator:
         self._outputs[artifact.sha256] = exported_outputs(model, self._task.validation)
         return artifact
 
-    def score(self, path: Path, samples: int | None) -> Score:
-        return self._score(path, "validation") if samples is None else self._score(path, "subset")
+    def score(self, path: Path, samples: int | None, profile: str | None = None) -> Score:
+        return self._score(path, "validation" if samples is None else "subset", self.device(profile))
 
     def test_score(self, path: Path) -> Score | None:
-        return self._score(path, "test") if self._task.test is not None else None
+        return self._score(path, "test", self.device()) if self._task.test is not None else None
 
     def fine_tune(self, plan: Plan, starts: Sequence[Start], seconds: float, weights: Path) -> Trained:
         assert self._task.train is not None, "only trainable tasks are fine-tuned"
@@ -183,22 +200,30 @@ class TorchEvaluator:
     def untaught(self, plan: Plan) -> bool:
         return standing(plan, self.graph)[1] is not self.graph
 
-    def measure(self, paths: Mapping[str, Path], seconds: float) -> Mapping[str, Latency]:
-        usable = {key: path for key, path in paths.items() if self._opens(path)}
-        if not usable:
-            return {}
-        visits = len(usable) * 1.25 + 1
-        round_s = visits * (RUNS_PER_ROUND + WARMUP_RUNS) * self._reference_s
-        most = int(min(self._settings.measuring.rounds, seconds / round_s))
-        found = measure(self.device, usable, self._original, one_sample(self._inputs), rounds=max(LEAST_ROUNDS, most))
-        return {key: to_latency(measurement, self._reference_s) for key, measurement in found.items()}
+    def measure(
+        self, paths: Mapping[str, Path], seconds: float, predicted: Mapping[str, Mapping[str, Latency]]
+    ) -> Timings:
+        """On every device in turn."""
+        share_s, rounds = seconds / len(self.targets), self._settings.measuring.rounds
+        timed = {name: target.measure(paths, share_s, rounds) for name, target in self.targets.items()}
+        first = next(iter(self.targets))
+        refused = {key: f"{first}: {reason}" for key, reason in timed[first].refused.items()}
+        found = {}
+        for key in (key for key in paths if key not in refused):
+            measured = {name: t.found[key] for name, t in timed.items() if key in t.found}
+            devices = {name: measured.get(name) or predicted[key][name] for name in self.targets}
+            chosen = measured if self._settings.objective is Objective.BEST else devices
+            found[key] = Timing(self._combined(chosen), devices)
+        return Timings(found, refused)
 
     def certify(self, candidate: Candidate, artifact: Artifact, baseline: Baseline) -> None:
         outputs = self._outputs[artifact.sha256]
-        session = self.device.open(artifact.path)
+        device = self.device(candidate.fastest_on if self._settings.objective is Objective.BEST else None)
+        session = device.open(artifact.path)
         expected = torch.tensor(outputs).double().numpy()
         found = session.run(*validation_samples(self._task, len(outputs))).reshape(len(outputs), -1)
-        same = parity(expected, found.astype("float64"), candidate.plan, len(session.providers()))
+        providers = provider_counts(session)
+        same = parity(expected, found.astype("float64"), candidate.plan, sum(providers.values()), precision_of(device))
         if not same.agrees:
             raise VerificationError(
                 f"{artifact.path.name} differs from its torch model by {same.rms_difference:.3g} (root mean square), "
@@ -208,8 +233,8 @@ class TorchEvaluator:
         card = Card(
             id=candidate.id, plan=candidate.plan, artifact=artifact, validation=candidate.score,
             test=candidate.test_score, predicted=candidate.latency, measured=candidate.measured,
-            baseline=baseline.latency, parity=same, outputs=outputs, providers=provider_counts(session),
-            environment=dict(self.environment),
+            baseline=baseline.latency, parity=same, outputs=outputs, providers=providers,
+            environment={**self.environment, **device.environment()},
         )  # fmt: skip
         write_card(card)
 
@@ -241,26 +266,33 @@ class TorchEvaluator:
 
         return watch
 
-    def _find_profile(self, setup: Setup) -> Profile:
-        """The named profile, the one this run measured before, or a new one."""
-        names = self._settings.profile
-        if len(names) > 1:
-            raise ConfigError(
-                f"a search prices plans on one profile, {len(names)} were given; search on {names[0]!r} and put the "
-                "front on the others with `autocompress compare`"
-            )
+    def _combined(self, found: Mapping[str, Latency]) -> Latency:
+        return combined(self._settings.objective, found, self._originals or found)
+
+    def _profiles(self, setup: Setup) -> list[Profile]:
+        """The named profiles, the one this run measured before, or a new one."""
+        if self._settings.profile:
+            return [load_profile(name) for name in self._settings.profile]
         own = setup.folder / "profile"
-        if names:
-            return load_profile(names[0])
         if (own / "profile.toml").exists():
-            return load_profile(own)
+            return [load_profile(own)]
         found = profile_graph(
             self.graph, open_device(self._settings.device), self._original, one_sample(self._inputs), setup.folder,
             seed=self._settings.seed, seconds=setup.seconds(),
             progress=lambda done, whole: setup.tell("setup", f"profiling the device, {done} of {whole} models"),
         )  # fmt: skip
         found.save(own)
-        return found
+        return [found]
+
+    def _tell_of_absent(self) -> None:
+        for target in self.targets.values():
+            if target.device is None:
+                warnings.warn(
+                    f"the device of profile {target.name!r} can't be used here ({target.absent}): its latencies stay "
+                    "predictions",
+                    ProfileWarning,
+                    stacklevel=4,
+                )
 
     def _final(self, plan: Plan, weights: Path | None) -> GraphModule:
         with torch.no_grad():
@@ -297,15 +329,16 @@ class TorchEvaluator:
         model.load_state_dict({**state, **alike})
         return model
 
-    def _score(self, path: Path, split: str) -> Score:
-        """Equal files score the same: each is looked at once per split."""
-        key = sha256(path.read_bytes()).hexdigest(), split
+    def _score(self, path: Path, split: str, device: Device) -> Score:
+        """Equal files score the same: each is looked at once per split and device."""
+        key = sha256(path.read_bytes()).hexdigest(), split, device.name
         if key not in self._scores:
-            self._scores[key] = self._scored(path, self._subset if split == "subset" else getattr(self._task, split))
+            loader = self._subset if split == "subset" else getattr(self._task, split)
+            self._scores[key] = self._scored(path, loader, device)
         return self._scores[key]
 
-    def _scored(self, path: Path, split: Loader) -> Score:
-        session = self.device.open(path, threads=self._threads)
+    def _scored(self, path: Path, split: Loader, device: Device) -> Score:
+        session = device.open(path, threads=self._threads)
         try:
             return (self._task.score or top1)(predictor(session), split)
         except TaskError as error:
@@ -313,17 +346,17 @@ class TorchEvaluator:
                 raise
             raise ExportError(f"{path.name} has no score: {error}") from error
 
-    def _opens(self, path: Path) -> bool:
-        try:
-            self.device.open(path)
-        except DeviceError:
-            return False
-        return True
-
 
 def open_evaluator(task: Task, settings: Settings) -> Callable[[Setup], TorchEvaluator]:
     """What `run` opens once it holds the run's folder."""
     return lambda setup: TorchEvaluator(task, settings, setup)
+
+
+def _differently_named(profiles: list[Profile]) -> list[Profile]:
+    names = [profile.name for profile in profiles]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"several of the profiles are called {twice[0]!r}; rename one in its profile.toml")
+    return profiles
 
 
 def _calibration(task: Task) -> Loader:

@@ -14,7 +14,8 @@ COLUMNS = (
     "outside_interval", "measured_low_ms", "measured_high_ms", "score_samples", "test_stderr", "trained_s", "seconds",
     "reason",
 )  # fmt: skip
-"""Columns of candidates.csv and front.csv. `latency_*` are predicted; `speedup` is measured where that was done."""
+"""Columns of candidates.csv and front.csv. `latency_*` are predicted; `speedup` is measured where that was done. A run
+with several profiles adds `fastest_on`, and for each `ms on NAME`, `how known on NAME` and `speedup on NAME`."""
 
 ON_ALL_OF_VALIDATION = (Rung.VALIDATED, Rung.FINE_TUNED, Rung.MEASURED)
 
@@ -56,9 +57,10 @@ class Ledger:
 
     def write_tables(self, baseline: Baseline | None) -> None:
         """candidates.csv and front.csv as of now."""
+        names = columns(baseline)
         rows = [row(candidate, baseline) for candidate in self.candidates.values()]
-        self._folder.write_table("candidates.csv", COLUMNS, rows)
-        self._folder.write_table("front.csv", COLUMNS, [row(c, baseline) for c in best_front(self.candidates.values())])
+        self._folder.write_table("candidates.csv", names, rows)
+        self._folder.write_table("front.csv", names, [row(c, baseline) for c in best_front(self.candidates.values())])
 
 
 def best_front(candidates: Sequence[Candidate] | Any) -> list[Candidate]:
@@ -76,8 +78,30 @@ def is_scored(candidate: Candidate) -> bool:
     return candidate.status is Status.COMPLETE and candidate.score is not None
 
 
+def columns(baseline: Baseline | None) -> tuple[str, ...]:
+    """Those of one profile, and those of each where the search has several."""
+    return *COLUMNS, *_on_each(baseline)
+
+
 def row(candidate: Candidate, baseline: Baseline | None) -> dict[str, Any]:
     """A candidate as one line of a table; what is unknown is None, which CSV leaves empty."""
+    return _row(candidate, baseline) | _on_each(baseline, candidate)
+
+
+def _on_each(baseline: Baseline | None, candidate: Candidate | None = None) -> dict[str, Any]:
+    """A candidate's time on each of several profiles, measured if it was."""
+    if baseline is None or len(baseline.devices) < 2:
+        return {}
+    cells: dict[str, Any] = {"fastest_on": candidate and candidate.fastest_on}
+    for name, original in baseline.devices.items():
+        latency = candidate.devices.get(name) if candidate else None
+        cells[f"ms on {name}"] = latency and latency.seconds * 1e3
+        cells[f"how known on {name}"] = latency and latency.origin
+        cells[f"speedup on {name}"] = latency and original.seconds / latency.seconds
+    return cells
+
+
+def _row(candidate: Candidate, baseline: Baseline | None) -> dict[str, Any]:
     score, test, measured, latency = candidate.score, candidate.test_score, candidate.measured, candidate.latency
     return {
         "id": candidate.id,

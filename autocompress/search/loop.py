@@ -12,6 +12,7 @@ from optuna.samplers import BaseSampler
 
 from autocompress.config import Settings, override, to_document
 from autocompress.errors import BudgetError, ConfigError, RunError
+from autocompress.plan import Plan
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.clock import Clock
 from autocompress.search.engine import Baseline, Evaluator, Setup
@@ -192,9 +193,10 @@ class _Session:
             chosen = sampler or make_sampler(self.settings.sampler, self.settings.seed + begun)
             if worker:
                 chosen.reseed_rng()
+            study = open_study(self.folder, space, chosen, self.settings.storage, self.settings.latencies)
             return Trials(
-                open_study(self.folder, space, chosen, self.settings.storage), space, self.evaluator, self.ledger,
-                self.folder, self.limits, baseline, self.settings.samples.subset,
+                study, space, self.evaluator, self.ledger, self.folder, self.limits, baseline,
+                self.settings.samples.subset,
             )  # fmt: skip
 
         def finished() -> bool:
@@ -203,14 +205,28 @@ class _Session:
         first = trials()
         first.reconcile()
         if warm:
-            first.enqueue(self._warm_start(space, until).proposals())
+            for seconds in self._latencies():
+                first.enqueue(self._warm_start(space, until, seconds).proposals())
         self.evaluator.share(workers)
         with crew(workers - 1, lambda worker: trials(worker).run(finished, lambda candidate: None)):
             first.run(finished, lambda candidate: self.tell("trials", candidate.origin))
         self.evaluator.share(1)
         self.ledger.refresh()
 
-    def _warm_start(self, space: Space, until: float) -> WarmStart:
+    def _latencies(self) -> list[Callable[[Plan], float]]:
+        """The predicted seconds that are minimised, one function each."""
+        assert self.baseline is not None, "the session is open"
+
+        def on(profile: str | None) -> Callable[[Plan], float]:
+            def seconds(plan: Plan) -> float:
+                price = self.evaluator.price(plan)
+                return (price.latency if profile is None else price.devices[profile]).seconds
+
+            return seconds
+
+        return [on(None)] if self.settings.latencies == 1 else [on(profile) for profile in self.baseline.devices]
+
+    def _warm_start(self, space: Space, until: float, seconds: Callable[[Plan], float]) -> WarmStart:
         known: dict[str, float] = self.state.setdefault("divergences", {})
         end = self.clock.after(self.clock.until(until) * self.settings.warm_start.share)
 
@@ -222,8 +238,7 @@ class _Session:
         errors = probe(probes)
         self.folder.write_state(self.state)
         return WarmStart(
-            space, lambda plan: self.evaluator.price(plan).latency.seconds, errors, probes,
-            self.settings.warm_start.latencies, self.limits.budget_s,
+            space, seconds, errors, probes, self.settings.warm_start.latencies, self.limits.budget_s,
         )  # fmt: skip
 
     def _require_reachable(self, space: Space) -> None:

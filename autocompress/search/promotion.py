@@ -8,6 +8,7 @@ from pathlib import Path
 from autocompress.config import Settings
 from autocompress.errors import Failure, StorageError
 from autocompress.methods.configs import Student
+from autocompress.objective import Objective
 from autocompress.plan import WHOLE_MODEL
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.clock import Clock
@@ -98,8 +99,7 @@ class Promotion:
         paths = {c.id: self.folder.scratch / f"{c.id}.onnx" for c in untimed}
         for candidate in untimed:
             self.evaluator.export(candidate.plan, None, paths[candidate.id])
-        for key, latency in self.evaluator.measure(paths, seconds).items():
-            self.ledger.record(replace(self.ledger[key], measured=latency))
+        self._timed(paths, seconds)
         for path in paths.values():
             path.unlink(missing_ok=True)
 
@@ -136,10 +136,17 @@ class Promotion:
             return
         self.tell("measuring", f"timing {len(artifacts)} models beside the original")
         paths = {key: artifact.path for key, artifact in artifacts.items()}
-        timed = self.evaluator.measure(paths, TIMING_SHARE * self.clock.until(deadline))
-        for key, latency in timed.items():
-            self.ledger.record(replace(self.ledger[key], measured=latency))
+        timed = self._timed(paths, TIMING_SHARE * self.clock.until(deadline))
         self._certify_in_turn(artifacts, timed, deadline)
+
+    def _timed(self, paths: Mapping[str, Path], seconds: float) -> list[str]:
+        """Keys of the files that could be timed; what could not stays a candidate, with the reason."""
+        timings = self.evaluator.measure(paths, seconds, {key: self.ledger[key].devices for key in paths})
+        for key, timing in timings.found.items():
+            self.ledger.record(replace(self.ledger[key], measured=timing.latency, devices=timing.devices, reason=""))
+        for key, reason in timings.refused.items():
+            self.ledger.record(replace(self.ledger[key], reason=f"not measured: {reason}"))
+        return list(timings.found)
 
     def _certify_in_turn(self, artifacts: Mapping[str, Artifact], timed: Iterable[str], deadline: float) -> None:
         """The front first, anew whenever one of it fails; then the others. At least a few, then while time lasts."""
@@ -238,7 +245,7 @@ class Promotion:
         """The file's own score, parity and card; a candidate that breaks its promise fails, and its file goes."""
         self.tell("measuring", f"verifying plan {candidate.id}")
         with self._failing(candidate, artifact.path):
-            score = self.evaluator.score(artifact.path, None)
+            score = self.evaluator.score(artifact.path, None, self._runs_on(candidate))
             tested = candidate.test_score is not None or not on_test
             test = candidate.test_score if tested else self.evaluator.test_score(artifact.path)
             verified = replace(
@@ -247,6 +254,10 @@ class Promotion:
             )  # fmt: skip
             self.evaluator.certify(verified, artifact, self.baseline)
             self.ledger.record(verified)
+
+    def _runs_on(self, candidate: Candidate) -> str | None:
+        """Of the runtimes of one machine, the one that the user will take."""
+        return candidate.fastest_on if self.settings.objective is Objective.BEST else None
 
     def _worst(self) -> float:
         """Lowest score seen in any trial."""

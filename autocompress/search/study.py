@@ -12,7 +12,7 @@ from autocompress.config import Settings, from_document
 from autocompress.errors import BudgetError, RunError, nearest
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Baseline
-from autocompress.search.ledger import COLUMNS, best_front, is_scored, row
+from autocompress.search.ledger import best_front, columns, is_scored, row
 from autocompress.search.records import RunFolder, storage_error
 from autocompress.search.rungs import slowest_first
 from autocompress.workload import Artifact
@@ -64,7 +64,7 @@ class Study:
         import pandas as pd
 
         rows = [row(candidate, self.baseline) for candidate in self.candidates]
-        return pd.DataFrame(rows, columns=list(COLUMNS)).set_index("id")
+        return pd.DataFrame(rows, columns=list(columns(self.baseline))).set_index("id")
 
     def drop(self, candidate: Candidate) -> float:
         """Validation score lost against the original, in the score's unit; negative for a gain."""
@@ -104,7 +104,7 @@ class Study:
                 + f"; the nearest is {nearest_one.id}, which loses {self.drop(nearest_one):.4g} at "
                 f"{measured_ms(nearest_one):.4g} ms: allow that, or search for longer"
             )
-        return min(kept, key=(lambda c: c.cost) if budget_ms is not None else (lambda c: c.cost[::-1]))
+        return min(kept, key=(lambda c: c.cost) if budget_ms is not None else (lambda c: (measured_ms(c), *c.cost)))
 
     def knee(self) -> Candidate:
         """The front's point of best balance."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import optuna
 from optuna.storages import JournalStorage
+from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState, create_trial
 
 from autocompress.errors import ConfigError, Failure, RunError, StorageError, TaskError
@@ -111,6 +112,7 @@ class Trials:
         return Candidate(
             plan.key, plan, Rung.REPAIRED, Status.COMPLETE, price.latency, score, size_bytes=artifact.size_bytes,
             params=price.params, macs=price.macs, seconds=time.perf_counter() - begun, origin=origin,
+            devices=price.devices, each=price.each,
         )  # fmt: skip
 
     def _tell(self, trial: Trial, candidate: Candidate) -> None:
@@ -123,12 +125,12 @@ class Trials:
         else:
             self.study.tell(trial, self._values(candidate))
 
-    def _values(self, candidate: Candidate) -> tuple[float, float]:
+    def _values(self, candidate: Candidate) -> tuple[float, ...]:
         """A rejected plan has no score: it gets the worst one, which constrained dominance never looks at."""
         if candidate.score is not None:
-            return candidate.score.value, candidate.latency.seconds
+            return candidate.score.value, *candidate.minimised_s
         scores = [c.score.value for c in self.ledger.candidates.values() if is_scored(c) and c.score]
-        return min(scores, default=self.baseline.subset_score.value), candidate.latency.seconds
+        return min(scores, default=self.baseline.subset_score.value), *candidate.minimised_s
 
     def reconcile(self) -> None:
         """Makes Optuna know what the ledger does, after a crash: trials cut off are tried again, lost ones told."""
@@ -163,7 +165,7 @@ def priced(plan: Plan, price: Price, status: Status, reason: str, origin: str, s
     """A candidate of which no more is known than its price, and why."""
     return Candidate(
         plan.key, plan, Rung.PRICED, status, price.latency, size_bytes=price.size_bytes, params=price.params,
-        macs=price.macs, reason=reason, seconds=seconds, origin=origin,
+        macs=price.macs, reason=reason, seconds=seconds, origin=origin, devices=price.devices, each=price.each,
     )  # fmt: skip
 
 
@@ -172,15 +174,16 @@ def price_of(candidate: Candidate) -> Price:
 
 
 def open_study(
-    folder: RunFolder, space: Space, sampler: optuna.samplers.BaseSampler, storage: str | None
+    folder: RunFolder, space: Space, sampler: optuna.samplers.BaseSampler, storage: str | None, latencies: int = 1
 ) -> optuna.Study:
-    """The run's Optuna study, new or stored; a journal that can't be read is set aside and a new one begun.
+    """The run's Optuna study, new or stored, which maximises a score and minimises so many latencies; a journal that
+    can't be read is set aside and a new one begun.
 
     Raises RunError if the stored study searched another space.
     """
     try:
         with guarded(folder):
-            study = _study(folder.study_journal, space, sampler, storage)
+            study = _study(folder.study_journal, space, sampler, storage, latencies)
     except StorageError:
         raise
     except Exception as error:  # whatever a database driver, or a journal with a damaged line, may raise
@@ -189,7 +192,7 @@ def open_study(
             raise ConfigError(f"can't use the storage {storage!r}: {told}; give a URL that Optuna knows") from error
         set_aside(folder.study_journal)
         with guarded(folder):
-            study = _study(folder.study_journal, space, sampler, storage)
+            study = _study(folder.study_journal, space, sampler, storage, latencies)
     stored = study.user_attrs.get(_SPACE_KEY)
     if stored is not None and stored != space.document():
         changed = sorted(
@@ -205,12 +208,14 @@ def open_study(
     return study
 
 
-def _study(journal: Path, space: Space, sampler: optuna.samplers.BaseSampler, storage: str | None) -> optuna.Study:
+def _study(
+    journal: Path, space: Space, sampler: optuna.samplers.BaseSampler, storage: str | None, latencies: int
+) -> optuna.Study:
     return optuna.create_study(
         study_name=f"autocompress-{space.fingerprint}",
         storage=storage or JournalStorage(Journal(journal)),
         sampler=sampler,
-        directions=("maximize", "minimize"),
+        directions=(StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * latencies),
         load_if_exists=True,
     )
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
@@ -12,7 +12,7 @@ from autocompress.errors import BuildError, VerificationError
 from autocompress.methods.configs import Prune, Quantize, Student
 from autocompress.plan import Plan
 from autocompress.search.candidate import Candidate
-from autocompress.search.engine import Baseline, Price, Start, Trained
+from autocompress.search.engine import Baseline, Price, Start, Timing, Timings, Trained
 from autocompress.search.space import Decision, Gone, Space
 from autocompress.task import Score
 from autocompress.workload import Artifact, DType, Latency
@@ -46,13 +46,14 @@ def fake_space(blocks: int = 4, fingerprint: str = "feed") -> Space:
 @dataclass
 class FakeEvaluator:
     """`log` holds (what, plan key) for everything that was asked of it. `slower` is how much longer a model really
-    takes than predicted, by plan key; `broken` plans fail to build, `lying` ones fail verification, `raw` ones know
-    nothing before they are trained."""
+    takes than predicted, by plan key; the device is lost while `lost` ones are timed; `broken` plans fail to build,
+    `lying` ones fail verification, `raw` ones know nothing before they are trained."""
 
     blocks: int = 4
     fingerprint: str = "feed"
     trainable: bool = True
     slower: Mapping[str, float] = field(default_factory=dict)
+    lost: Collection[str] = ()
     broken: Callable[[Plan], bool] = lambda plan: False
     lying: Callable[[Plan], bool] = lambda plan: False
     raw: Callable[[Plan], bool] = lambda plan: False
@@ -100,7 +101,7 @@ class FakeEvaluator:
         path.write_bytes(content)
         return Artifact(path, sha256(content).hexdigest(), plan.key, 17, len(content))
 
-    def score(self, path: Path, samples: int | None) -> Score:
+    def score(self, path: Path, samples: int | None, profile: str | None = None) -> Score:
         found = json.loads(path.read_text())
         self._note("score" if samples else "full score", found["key"])
         return self._score(ORIGINAL_SCORE - found["error"], samples or VALIDATION)
@@ -116,13 +117,17 @@ class FakeEvaluator:
         weights.write_text(json.dumps({"seconds": max(before, default=0.0) + seconds}))
         return Trained(before.index(max(before)) if before else None, seconds)
 
-    def measure(self, paths: Mapping[str, Path], seconds: float) -> Mapping[str, Latency]:
+    def measure(
+        self, paths: Mapping[str, Path], seconds: float, predicted: Mapping[str, Mapping[str, Latency]]
+    ) -> Timings:
         self._note("measure", " ".join(paths))
         found = {}
         for key, path in paths.items():
             took = json.loads(path.read_text())["seconds"] * self.slower.get(key, 1.0)
-            found[key] = Latency(took, 0.99 * took, 1.01 * took, 1.0, "measured")
-        return found
+            found[key] = Timing(Latency(took, 0.99 * took, 1.01 * took, 1.0, "measured"))
+        return Timings(
+            {key: timing for key, timing in found.items() if key not in self.lost}, dict.fromkeys(self.lost, "lost")
+        )
 
     def certify(self, candidate: Candidate, artifact: Artifact, baseline: Baseline) -> None:
         self._note("certify", candidate.id)

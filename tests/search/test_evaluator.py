@@ -181,7 +181,7 @@ def test_times_are_relative_to_the_baseline_that_was_adopted(evaluator, plans, t
     baseline = evaluator.baseline()
     before = evaluator.price(plans["cut"]).latency.seconds
     doubled = replace(baseline.latency, seconds=2 * baseline.latency.seconds)
-    evaluator.adopt(replace(baseline, latency=doubled))
+    evaluator.adopt(replace(baseline, latency=doubled, devices={}))
     twice = evaluator.price(plans["cut"]).latency.seconds
     evaluator.adopt(baseline)
     assert twice / evaluator.price(plans["cut"]).latency.seconds == pytest.approx(2)
@@ -192,9 +192,10 @@ def test_a_model_that_the_device_refuses_is_left_out(evaluator, plans, tmp_path)
     good = evaluator.export(plans["cut"], None, tmp_path / "good.onnx").path
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"no model")
-    found = evaluator.measure({"good": good, "bad": bad}, 0.1)
-    assert found.keys() == {"good"} and found["good"].origin == "measured"
-    assert evaluator.measure({"bad": bad}, 0.1) == {}
+    timings = evaluator.measure({"good": good, "bad": bad}, 0.1, {"good": {}, "bad": {}})
+    assert timings.found.keys() == {"good"} and timings.found["good"].latency.origin.startswith("measured")
+    assert timings.refused.keys() == {"bad"} and "can't load" in timings.refused["bad"]
+    assert not evaluator.measure({"bad": bad}, 0.1, {"bad": {}}).found
 
 
 def test_outputs_that_are_no_numbers_fail_the_candidate_alone(evaluator, plans, tmp_path):
@@ -211,8 +212,9 @@ def test_mistakes_in_settings_and_task_are_told(tmp_path):
         opened(tmp_path, load_settings(importance="l3"))
     with pytest.raises(TaskError, match=r"calibration and Task.train are both missing"):
         opened(tmp_path, task=tiny_task(train=None))
-    with pytest.raises(ConfigError, match="plans on one profile, 2 were given"):
-        opened(tmp_path, load_settings(profile=["a", "b"]))
+    twice = load_settings(profile=["nvidia-h200-roofline", "nvidia-h200-roofline"])
+    with pytest.raises(ConfigError, match="several of the profiles are called 'nvidia-h200-roofline'"):
+        opened(tmp_path, twice)
 
 
 def test_the_profile_measured_for_a_run_is_kept_and_used_again(evaluator):
@@ -220,7 +222,8 @@ def test_the_profile_measured_for_a_run_is_kept_and_used_again(evaluator):
     assert (folder / "profile" / "profile.toml").exists()
     again = opened(folder)
     again.adopt(evaluator.baseline())
-    assert [row.id for row in again.profile.models] == [row.id for row in evaluator.profile.models]
+    (before,), (after,) = evaluator.targets.values(), again.targets.values()
+    assert [row.id for row in after.profile.models] == [row.id for row in before.profile.models]
 
 
 def test_the_whole_search_on_a_real_net(evaluator, tmp_path):
