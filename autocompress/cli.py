@@ -253,15 +253,22 @@ def compare(
     run: RunPath,
     task: Annotated[str, typer.Option(help="the task that the run searched", show_default=False)],
     profile: ProfileNames = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="most score that a chosen model may lose; the run's own")
+    ] = None,
+    budget_ms: Annotated[float | None, typer.Option(help="latency that a chosen model has to keep there")] = None,
     as_json: Json = False,
 ) -> None:
-    """Put one run's models on several devices: ranks, fronts, and what a front of the wrong device costs."""
+    """Put one run's models on several devices: ranks, fronts, and what a choice made for the wrong device costs."""
     from autocompress import terminal
     from autocompress.compare import compare as run_compare
     from autocompress.profiles import load as load_profile
+    from autocompress.report import write_report
     from autocompress.task_loading import load_task
 
-    found = run_compare(run, load_task(task), {name: load_profile(name) for name in profile or []})
+    profiles = {found.name: found for found in map(load_profile, profile or [])}
+    found = run_compare(run, load_task(task), profiles, max_drop, budget_ms)
+    write_report(run)
     _json(found.to_dict()) if as_json else terminal.show(terminal.comparison_view(found))
 
 

@@ -160,22 +160,39 @@ def verification_view(found: "Verification") -> Group:
 
 
 def comparison_view(found: "Comparison") -> Group:
-    """How every device ranks the same models, and what choosing by another device's front would cost."""
+    """How every device ranks the same models, what a user of each would take, and what taking another's would cost."""
+    names = found.profiles
     ranks = table(
-        "rank correlation", *found.profiles, rows=[(a, *(f"{found.spearman[a][b]:.3f}" for b in found.profiles))
-                                                   for a in found.profiles],
-    )  # fmt: skip
+        "rank correlation", *names, rows=[(a, *(f"{found.spearman[a][b]:.3f}" for b in names)) for a in names]
+    )
     regret = table(
-        "front of / used on", *found.profiles, rows=[(a, *(f"{found.regret[a][b]:.1%}" for b in found.profiles))
-                                                     for a in found.profiles],
+        "front of / used on", *names, rows=[(a, *(f"{found.regret[a][b]:.1%}" for b in names)) for a in names],
         title="Hypervolume lost by using the front of one device on another",
     )  # fmt: skip
-    fronts = [
-        table("model", "score", "predicted ms", rows=[(r.id, f"{r.score:.4f}", f"{r.seconds * 1e3:.3f}") for r in rows],
-              title=f"Front on {name}")
-        for name, rows in found.fronts.items()
-    ]  # fmt: skip
-    return Group(Text(f"{found.models} models, priced on {len(found.profiles)} profiles"), ranks, regret, *fronts)
+    lost = table(
+        "choice for / used on", *names, rows=[(a, *(_share(found.time_lost[a][b]) for b in names)) for a in names],
+        title="Time lost by deploying the model chosen for one device on another",
+    )  # fmt: skip
+    return Group(Text(f"{found.models} models, priced on {len(names)} profiles"), ranks, regret, _choices(found), lost)
+
+
+def _choices(found: "Comparison") -> RenderableType:
+    """The model for each device, beside how many are on its front."""
+    asked = f"loses at most {found.max_drop:g}" + (f", within {found.budget_ms:g} ms" if found.budget_ms else "")
+    rows = []
+    for name, chosen in found.chosen.items():
+        original = found.originals[name]
+        speedup = f"{original.seconds / chosen.seconds:.2f}x" if chosen else "-"
+        cells = (chosen.id, f"{chosen.score:.4f}", milliseconds(chosen.latency)) if chosen else ("none fits", "-", "-")
+        rows.append((name, *cells, speedup, milliseconds(original), len(found.fronts[name])))
+    return table(
+        "device", "model", "score", "latency ms", "speed-up", "original, rewritten ms", "on the front", rows=rows,
+        title=f"The model for each device: {asked}",
+    )  # fmt: skip
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.1%}"
 
 
 @contextmanager

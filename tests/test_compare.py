@@ -5,21 +5,38 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress import compare as comparing
-from autocompress.compare import Priced, compare, compare_prices
+from autocompress.compare import Choice, Comparison, Priced, compare, compare_prices, read_comparison
 from autocompress.errors import RunError, UserError
+from autocompress.profiles import load as load_profile
+from autocompress.report import write_report
+from autocompress.search import search
 from autocompress.task import Task
+from autocompress.workload import Latency
+from tests.search.test_evaluator import SETTINGS, tiny_task
 
 SCORES = {"slow": 0.9, "middle": 0.8, "fast": 0.7, "useless": 0.1}
 
 
 def prices(**seconds: float) -> Mapping[str, Priced]:
-    return {name: Priced(name, SCORES[name], s) for name, s in seconds.items()}
+    return {name: priced(name, SCORES[name], s) for name, s in seconds.items()}
+
+
+def priced(name: str, score: float, seconds: float) -> Priced:
+    return Priced(name, score, Latency(seconds, 0.9 * seconds, 1.1 * seconds, 0.5))
+
+
+def compared(
+    prices: Mapping[str, Mapping[str, Priced]], least: float = 0.0, budget_s: float | None = None
+) -> Comparison:
+    originals = {name: Latency(4.0, 4.0, 4.0, 1.0) for name in prices}
+    return compare_prices(prices, originals, Choice(least, budget_s))
 
 
 SAME = prices(slow=4.0, middle=3.0, fast=2.0, useless=5.0)
@@ -27,14 +44,14 @@ REVERSED = prices(slow=1.0, middle=2.0, fast=3.0, useless=0.5)
 
 
 def test_a_device_agrees_with_itself() -> None:
-    found = compare_prices({"a": SAME, "b": SAME})
+    found = compared({"a": SAME, "b": SAME})
     assert found.spearman["a"]["b"] == pytest.approx(1.0)
     assert found.regret["a"]["b"] == pytest.approx(0.0)
     assert [row.id for row in found.fronts["a"]] == ["fast", "middle", "slow"]
 
 
 def test_opposite_devices_disagree_and_cost() -> None:
-    found = compare_prices({"a": prices(slow=4.0, middle=3.0, fast=2.0), "b": prices(slow=1.0, middle=2.0, fast=3.0)})
+    found = compared({"a": prices(slow=4.0, middle=3.0, fast=2.0), "b": prices(slow=1.0, middle=2.0, fast=3.0)})
     assert found.spearman["a"]["b"] == pytest.approx(-1.0)
     assert [row.id for row in found.fronts["b"]] == ["slow"]
     assert found.regret["a"]["b"] == pytest.approx(0.0), "a's front holds all models, so nothing is lost on b"
@@ -43,9 +60,9 @@ def test_opposite_devices_disagree_and_cost() -> None:
 
 @given(st.lists(st.tuples(st.floats(0.1, 9), st.floats(0.1, 9), st.floats(0, 1)), min_size=2, max_size=12))
 def test_regret_is_a_share_and_zero_for_its_own_front(rows: list[tuple[float, float, float]]) -> None:
-    a = {str(i): Priced(str(i), score, x) for i, (x, _, score) in enumerate(rows)}
-    b = {str(i): Priced(str(i), score, y) for i, (_, y, score) in enumerate(rows)}
-    found = compare_prices({"a": a, "b": b})
+    a = {str(i): priced(str(i), score, x) for i, (x, _, score) in enumerate(rows)}
+    b = {str(i): priced(str(i), score, y) for i, (_, y, score) in enumerate(rows)}
+    found = compared({"a": a, "b": b})
     assert found.regret["a"]["a"] == pytest.approx(0.0, abs=1e-9)
     assert -1e-9 <= found.regret["a"]["b"] <= 1
     assert found.spearman["a"]["b"] == pytest.approx(found.spearman["b"]["a"])
@@ -53,8 +70,8 @@ def test_regret_is_a_share_and_zero_for_its_own_front(rows: list[tuple[float, fl
 
 def test_times_that_do_not_differ_have_no_ranks() -> None:
     flat = prices(slow=1.0, middle=1.0, fast=1.0)
-    assert compare_prices({"a": flat, "b": flat}).spearman["a"]["b"] == 1.0
-    assert compare_prices({"a": flat, "b": prices(slow=1.0, middle=2.0, fast=3.0)}).spearman["a"]["b"] == 0.0
+    assert compared({"a": flat, "b": flat}).spearman["a"]["b"] == 1.0
+    assert compared({"a": flat, "b": prices(slow=1.0, middle=2.0, fast=3.0)}).spearman["a"]["b"] == 0.0
 
 
 def test_one_profile_is_refused(tmp_path: Path) -> None:
@@ -65,10 +82,61 @@ def test_one_profile_is_refused(tmp_path: Path) -> None:
 def test_a_run_of_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = SimpleNamespace(fingerprint="another")
     candidate = SimpleNamespace(score=1, status=comparing.Status.COMPLETE, plan=plan)
-    monkeypatch.setattr(comparing, "load", lambda run: SimpleNamespace(candidates=[candidate, candidate]))
+    study = SimpleNamespace(candidates=[candidate, candidate], baseline=1)
+    monkeypatch.setattr(comparing, "load", lambda run: study)
+    monkeypatch.setattr(comparing, "on_one_scale", lambda candidates, baseline: candidates)
     profile: Any = SimpleNamespace()
     with pytest.raises(RunError, match="is of model another, the task's model is"):
         compare(tmp_path, _task(), {"a": profile, "b": profile})
+
+
+def test_each_device_chooses_its_fastest_that_is_good_enough() -> None:
+    found = compared({"a": SAME, "b": REVERSED}, least=0.75)
+    assert {name: row and row.id for name, row in found.chosen.items()} == {"a": "middle", "b": "slow"}
+    assert found.time_lost["a"]["a"] == 0
+    assert found.time_lost["a"]["b"] == pytest.approx(1.0), "middle takes 2 s there, where slow takes 1"
+    assert found.time_lost["b"]["a"] == pytest.approx(1 / 3)
+
+
+def test_a_budget_chooses_the_best_within_it_on_that_device() -> None:
+    found = compared({"a": SAME, "b": REVERSED}, budget_s=2.5)
+    assert {name: row and row.id for name, row in found.chosen.items()} == {"a": "fast", "b": "slow"}
+    assert compared({"a": SAME, "b": REVERSED}, budget_s=0.1).chosen == {"a": None, "b": None}
+    assert compared({"a": SAME, "b": REVERSED}, least=0.95).time_lost["a"]["b"] is None
+
+
+PROFILES = {name: load_profile(name) for name in ("arm-cortex-a76-roofline", "nvidia-h200-roofline")}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    search(
+        tiny_task(), out=out, settings=SETTINGS, profile="arm-cortex-a76-roofline", trials=6,
+        fine_tuning={"enabled": False},
+    )  # fmt: skip
+    return out
+
+
+def test_a_run_is_priced_on_further_devices_and_reported(run: Path) -> None:
+    found = compare(run, tiny_task(), PROFILES, max_drop=0.5)
+    assert found.profiles == tuple(PROFILES)
+    table = pd.read_csv(run / "compare.csv")
+    assert len(table) == found.models >= 6
+    for name in PROFILES:
+        assert set(table[table[f"front on {name}"]]["id"]) == {row.id for row in found.fronts[name]}
+        assert set(table[f"how known on {name}"]) == {"estimate"}
+    assert read_comparison(run) == found
+    page = write_report(run).read_text()
+    assert "On other devices" in page and "nvidia-h200-roofline" in page
+
+
+def test_a_damaged_comparison_is_told(run: Path) -> None:
+    (run / "compare.json").write_text("{")
+    with pytest.raises(RunError, match=r"compare.json is damaged: .* run `autocompress compare` again"):
+        read_comparison(run)
+    (run / "compare.json").unlink()
+    assert read_comparison(run) is None
 
 
 def _task() -> Task:

@@ -1,6 +1,6 @@
 """The page: one HTML file without outside references, tables beside figures, every number with its origin."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from string import Template
 from typing import Any
@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from autocompress.report.plots import decisions_figure, front_figure, prediction_figure, time_figure
+from autocompress.report.plots import comparison_figure, decisions_figure, front_figure, prediction_figure, time_figure
 from autocompress.report.records import Records
 
 Cell = Callable[[Any], str]
@@ -21,6 +21,7 @@ def page(records: Records) -> str:
         ("The front", _front_section(records)),
         ("What each model is", _decisions_section(records)),
         ("Predicted and measured", _prediction_section(records)),
+        ("On other devices", _comparison_section(records)),
         ("Where the time went", _time_section(records)),
         ("How these numbers are known", _origins_section(records)),
         ("The run", _settings_section(records)),
@@ -75,6 +76,41 @@ def _prediction_section(records: Records) -> str:
     inside = known["measured_ms"].between(known["latency_low_ms"], known["latency_high_ms"]).mean()
     told = f"{len(known)} measured models: mean absolute error {error:.1%}, {inside:.0%} inside the stated interval."
     return f"<p>{escape(told)}</p>{_html(figure)}"
+
+
+def _comparison_section(records: Records) -> str:
+    """What `compare` found, if it was asked."""
+    found = records.comparison
+    if found is None:
+        return ""
+    chosen = [
+        {"device": name, "original_ms": 1e3 * found.originals[name].seconds, "how": found.originals[name].origin}
+        | ({"id": row.id, "score": row.score, "ms": 1e3 * row.seconds} if row else {})
+        for name, row in found.chosen.items()
+    ]
+    frame = pd.DataFrame(chosen, columns=["device", "id", "score", "ms", "original_ms", "how"])
+    columns: list[tuple[str, str, Cell]] = [
+        ("device", "device", _text), ("model", "id", _text), ("score", "score", _number(4)), ("ms", "ms", _number(3)),
+        ("original, rewritten ms", "original_ms", _number(3)), ("how known", "how", _text),
+    ]  # fmt: skip
+    asked = f"losing at most {found.max_drop:g}" + (f" within {found.budget_ms:g} ms" if found.budget_ms else "")
+    return (
+        f"<p>{found.models} models of this run, priced by other hardware profiles; nothing was measured there. The "
+        f"fastest model of each device, {escape(asked)}:</p>"
+        + _table(frame, columns, pd.Series([False] * len(frame)))
+        + "<p>Rank correlation of all models' latencies:</p>" + _matrix(found.profiles, found.spearman, "{:.3f}")
+        + "<p>Time lost by deploying the model chosen for one device (rows) on another (columns):</p>"
+        + _matrix(found.profiles, found.time_lost, "{:+.1%}")
+        + "<p>Share of the hypervolume lost by using the front of one device (rows) on another (columns):</p>"
+        + _matrix(found.profiles, found.regret, "{:.1%}")
+        + _html(comparison_figure(found))
+    )  # fmt: skip
+
+
+def _matrix(names: Sequence[str], values: Mapping[str, Mapping[str, float | None]], shown: str) -> str:
+    frame = pd.DataFrame([{"": a, **{b: values[a][b] for b in names}} for a in names])
+    columns: list[tuple[str, str, Cell]] = [("", "", _text), *((b, b, _known(shown.format)) for b in names)]
+    return _table(frame, columns, pd.Series([False] * len(frame)))
 
 
 def _time_section(records: Records) -> str:

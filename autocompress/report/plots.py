@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from autocompress.compare import Comparison
 from autocompress.methods.configs import Config, LowRank, Prune, Quantize, Student
 from autocompress.plan import Plan
 from autocompress.report.records import Records
@@ -97,6 +98,18 @@ def time_figure(records: Records) -> go.Figure | None:
     figure.add_bar(x=list(spent.values()), y=stages, orientation="h", marker={"color": MEASURED})
     figure.update_layout(height=120 + 40 * len(spent))
     figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def comparison_figure(found: Comparison) -> go.Figure:
+    """The front on every device, against the speed-up there: how far the devices agree on what is worth having."""
+    figure = _figure("speed-up over the original after exact rewrites, predicted", "score on the validation split")
+    for name, rows in found.fronts.items():
+        speedups = [found.originals[name].seconds / row.seconds for row in rows]
+        figure.add_scatter(
+            x=speedups, y=[row.score for row in rows], mode="lines+markers", name=name, text=[row.id for row in rows],
+            line={"shape": "hv"}, hovertemplate=_HOVER,
+        )  # fmt: skip
     return figure
 
 

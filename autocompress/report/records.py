@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from autocompress.card import Card, card_path
+from autocompress.compare import Comparison, read_comparison
 from autocompress.plan import Plan
 from autocompress.search.candidate import Candidate
 from autocompress.search.engine import Baseline
@@ -31,6 +32,7 @@ class Records:
     baseline: Baseline | None
     stage_seconds: Mapping[str, float]
     complete: bool
+    comparison: Comparison | None = None
 
 
 def read_records(run: Path) -> Records:
@@ -50,6 +52,7 @@ def read_records(run: Path) -> Records:
         study.baseline,
         study.stage_seconds,
         study.complete,
+        read_comparison(run),
     )
 
 
