@@ -204,8 +204,12 @@ def _round(
 
 
 def _visit(session: Session, inputs: Sequence[Array]) -> float:
-    samples = session.time(inputs, WARMUP_RUNS + RUNS_PER_ROUND)
-    time = median(samples[WARMUP_RUNS:])
+    return typical_seconds(session.time(inputs, WARMUP_RUNS + RUNS_PER_ROUND)[WARMUP_RUNS:])
+
+
+def typical_seconds(samples: Sequence[float]) -> float:
+    """The median of a few runs. Raises DeviceError where it can't be a time."""
+    time = median(samples)
     if not (math.isfinite(time) and time > 0):
         raise DeviceError(f"a run was timed at {time} seconds; a time must be positive: check the device's clock")
     return time

@@ -1,6 +1,7 @@
 """The page: one HTML file without outside references, tables beside figures, every number with its origin."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from string import Template
 from typing import Any
@@ -75,7 +76,20 @@ def _prediction_section(records: Records) -> str:
     error = ((known["latency_ms"] - known["measured_ms"]).abs() / known["measured_ms"]).mean()
     inside = known["measured_ms"].between(known["latency_low_ms"], known["latency_high_ms"]).mean()
     told = f"{len(known)} measured models: mean absolute error {error:.1%}, {inside:.0%} inside the stated interval."
-    return f"<p>{escape(told)}</p>{_html(figure)}"
+    return f"<p>{escape(told)}</p>{_html(figure)}{_lessons(records)}"
+
+
+def _lessons(records: Records) -> str:
+    """How the predictor's error went as the search timed models and learnt from them."""
+    if not records.lessons:
+        return ""
+    frame = pd.DataFrame([asdict(lesson) for lesson in records.lessons])
+    columns: list[tuple[str, str, Cell]] = [
+        ("profile", "profile", _text), ("models timed", "models", _count), ("mean error before", "error", _percent),
+        ("inside the interval", "covered", _percent),
+    ]  # fmt: skip
+    told = "<p>Lots of models as they were timed, each before the predictor learnt from it:</p>"
+    return told + _table(frame, columns, pd.Series([False] * len(frame)))
 
 
 def _comparison_section(records: Records) -> str:
@@ -186,6 +200,7 @@ def _number(digits: int) -> Cell:
 _text = _known(lambda value: escape(str(value)))
 _times = _known(lambda value: f"{value:.2f}x")
 _size = _known(lambda value: f"{value / 1000:,.0f} kB")
+_percent = _known(lambda value: f"{value:.1%}")
 _count = _known(lambda value: f"{value:,.0f}")
 _link = _known(lambda value: f'<a href="{escape(str(value), quote=True)}">{escape(str(value))}</a>')
 

@@ -1,6 +1,6 @@
 """What a report is made of: a run's candidates as tables, its plans, cards and settings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from autocompress.card import Card, card_path
 from autocompress.compare import Comparison, read_comparison
 from autocompress.plan import Plan
 from autocompress.search.candidate import Candidate
-from autocompress.search.engine import Baseline
+from autocompress.search.engine import Baseline, Lesson
 from autocompress.search.records import RunFolder
 from autocompress.search.study import Study, load
 
@@ -33,6 +33,7 @@ class Records:
     stage_seconds: Mapping[str, float]
     complete: bool
     comparison: Comparison | None = None
+    lessons: Sequence[Lesson] = ()
 
 
 def read_records(run: Path) -> Records:
@@ -53,6 +54,7 @@ def read_records(run: Path) -> Records:
         study.stage_seconds,
         study.complete,
         read_comparison(run),
+        study.lessons,
     )
 
 

@@ -44,6 +44,17 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Lesson:
+    """How far a profile was off on `models` that were timed, before it learnt from them: the mean relative error, and
+    the share of them inside the stated interval."""
+
+    profile: str
+    models: int
+    error: float
+    covered: float
+
+
+@dataclass(frozen=True, slots=True)
 class Baseline:
     """The original as plainly exported. `score` is on all of validation, `subset_score` on the trials' subset.
 
@@ -165,6 +176,10 @@ class Evaluator(Protocol):
     ) -> Timings:
         """Times the files in turn with the original, within about `seconds`: on the first profile's device, and on
         those of the others as far as they are here; for the rest the `predicted` latencies stand."""
+        ...
+
+    def learn(self, timed: Sequence[Candidate]) -> Sequence[Lesson]:
+        """Corrects the profiles by candidates that were timed for the first time; from now on prices are better."""
         ...
 
     def certify(self, candidate: Candidate, artifact: Artifact, baseline: Baseline) -> None:

@@ -36,7 +36,7 @@ from autocompress.repair.distill import Budget, Recipe, Teacher, fine_tune
 from autocompress.repair.matching import divergence, outputs_of
 from autocompress.repair.statistics import collect
 from autocompress.search.candidate import Candidate
-from autocompress.search.engine import Baseline, Price, Setup, Start, Timing, Timings, Trained
+from autocompress.search.engine import Baseline, Lesson, Price, Setup, Start, Timing, Timings, Trained
 from autocompress.search.profiling import one_sample, profile_graph
 from autocompress.search.space import Space, find_space, single_plans
 from autocompress.search.targets import Target
@@ -44,7 +44,7 @@ from autocompress.task import Loader, Score, Task
 from autocompress.task_checks import check_task
 from autocompress.tracing import trace_task
 from autocompress.verify import exported_outputs, parity, precision_of, predictor, provider_counts, validation_samples
-from autocompress.workload import WEIGHTED_OPS, Artifact, Capabilities, DType, Kernel, Latency, total_macs
+from autocompress.workload import WEIGHTED_OPS, Artifact, Capabilities, DType, Kernel, Kernels, Latency, total_macs
 
 ORIGINAL = "original.onnx"
 
@@ -76,6 +76,7 @@ class TorchEvaluator:
         self._probes = subset(self.statistics.batches, settings.samples.sensitivity)
         self._wanted = outputs_of(self.graph.model, self._probes)
         self._subset = _as_given(subset(task.validation, settings.samples.subset))
+        self._own_profile = setup.folder / "profile"
         self._original = setup.folder / "models" / ORIGINAL
         self._original.parent.mkdir(parents=True, exist_ok=True)
         self._plain = plain_onnx(task.model, self._inputs, self._original)
@@ -216,6 +217,23 @@ class TorchEvaluator:
             found[key] = Timing(self._combined(chosen), devices)
         return Timings(found, refused)
 
+    def learn(self, timed: Sequence[Candidate]) -> list[Lesson]:
+        """The run's own profile is written with what it has learnt, so that a resumed search knows it too."""
+        lessons = [target.learn(self._timed_on(name, timed)) for name, target in self.targets.items()]
+        for target in self.targets.values():
+            if not self._settings.profile and timed:
+                target.profile.save(self._own_profile)
+        return [lesson for lesson in lessons if lesson is not None]
+
+    def _timed_on(self, profile: str, timed: Sequence[Candidate]) -> list[tuple[Kernels, Latency, Latency]]:
+        found: list[tuple[Kernels, Latency, Latency]] = []
+        for candidate in timed:
+            latency = candidate.devices.get(profile)
+            if latency is not None and latency.origin != "predicted":
+                kernels = plan_kernels(candidate.plan, self.graph)
+                found.append((kernels, self.targets[profile].price(kernels), latency))
+        return found
+
     def certify(self, candidate: Candidate, artifact: Artifact, baseline: Baseline) -> None:
         outputs = self._outputs[artifact.sha256]
         device = self.device(candidate.fastest_on if self._settings.objective is Objective.BEST else None)
@@ -273,7 +291,7 @@ class TorchEvaluator:
         """The named profiles, the one this run measured before, or a new one."""
         if self._settings.profile:
             return [load_profile(name) for name in self._settings.profile]
-        own = setup.folder / "profile"
+        own = self._own_profile
         if (own / "profile.toml").exists():
             return [load_profile(own)]
         found = profile_graph(

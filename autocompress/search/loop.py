@@ -130,8 +130,9 @@ class _Session:
             )
         self._require_reachable(space)
         promotion = Promotion(
-            self.evaluator, self.ledger, self.folder, self.settings, self.limits, self.baseline, self.clock, self.tell
-        )
+            self.evaluator, self.ledger, self.folder, self.settings, self.limits, self.baseline, self.clock, self.tell,
+            self.state.setdefault("lessons", []),
+        )  # fmt: skip
         fruitful = self._round(space, sampler, promotion, warm=self.settings.warm_start.enabled)
         if self.state["complete"] and not fruitful:
             return

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from autocompress.config import Settings
 from autocompress.errors import Failure, StorageError
@@ -48,6 +49,9 @@ LEAST_FINALISTS = 5
 CHECKS_PER_FINALIST = 1.5
 """A finalist is built and scored on the test split; the scores on validation are known of most."""
 
+EARLY_CHUNK = 6
+"""Plans are timed by so many before fine-tuning; between chunks the predictor learns, and the choice is made anew."""
+
 TIMING_SHARE = 0.4
 """Share of the last stage that goes into timing; the rest exports, scores and certifies."""
 
@@ -64,6 +68,7 @@ class Promotion:
     baseline: Baseline
     clock: Clock
     tell: Callable[[str, str], None]
+    lessons: list[dict[str, Any]] = field(default_factory=list)
     _check_s: list[float] = field(default_factory=list)
     _overhead_s: list[float] = field(default_factory=list)
 
@@ -88,20 +93,27 @@ class Promotion:
         """
         if not self._trains:
             return
-        eligible = to_train(
-            self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, 2 * self.settings.fine_tuning.candidates
-        )
-        untimed = [c for c in eligible if c.measured is None]
-        seconds = self.clock.until(deadline) - sum(c.seconds for c in untimed)
-        if not untimed or seconds <= 0:
-            return
-        self.tell("validation", f"timing {len(untimed)} plans")
-        paths = {c.id: self.folder.scratch / f"{c.id}.onnx" for c in untimed}
-        for candidate in untimed:
-            self.evaluator.export(candidate.plan, None, paths[candidate.id])
-        self._timed(paths, seconds)
-        for path in paths.values():
-            path.unlink(missing_ok=True)
+        while untimed := self._to_time():
+            seconds = self.clock.until(deadline) - sum(c.seconds for c in untimed)
+            if seconds <= 0:
+                return
+            chunk = untimed[:EARLY_CHUNK]
+            self.tell("validation", f"timing {len(untimed)} plans")
+            paths = {c.id: self.folder.scratch / f"{c.id}.onnx" for c in chunk}
+            for candidate in chunk:
+                self.evaluator.export(candidate.plan, None, paths[candidate.id])
+            timed = self._timed(paths, seconds * len(chunk) / len(untimed))
+            for path in paths.values():
+                path.unlink(missing_ok=True)
+            if not timed:
+                return
+
+    def _to_time(self) -> list[Candidate]:
+        """What may be fine-tuned by the prices of now, and was not timed yet."""
+        most = 2 * self.settings.fine_tuning.candidates
+        eligible = to_train(self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, most)
+        known = sum(c.measured is not None for c in self.ledger.at(*Rung))
+        return [c for c in eligible if c.measured is None and not c.reason][: max(0, most - known)]
 
     def fine_tune(self, deadline: float) -> None:
         """A first tranche for plans spread over latency, a long one for those within reach of what is asked, and a last
@@ -140,13 +152,26 @@ class Promotion:
         self._certify_in_turn(artifacts, timed, deadline)
 
     def _timed(self, paths: Mapping[str, Path], seconds: float) -> list[str]:
-        """Keys of the files that could be timed; what could not stays a candidate, with the reason."""
+        """Keys of the files that could be timed; what could not stays a candidate, with the reason.
+
+        The profiles learn from them, and what was not timed is priced again.
+        """
+        fresh = [key for key in paths if self.ledger[key].measured is None]
         timings = self.evaluator.measure(paths, seconds, {key: self.ledger[key].devices for key in paths})
         for key, timing in timings.found.items():
             self.ledger.record(replace(self.ledger[key], measured=timing.latency, devices=timing.devices, reason=""))
         for key, reason in timings.refused.items():
             self.ledger.record(replace(self.ledger[key], reason=f"not measured: {reason}"))
+        lessons = self.evaluator.learn([self.ledger[key] for key in fresh if key in timings.found])
+        if lessons:
+            self.lessons.extend(asdict(lesson) for lesson in lessons)
+            self._price_again()
         return list(timings.found)
+
+    def _price_again(self) -> None:
+        for candidate in [c for c in self.ledger.at(*Rung) if c.measured is None]:
+            price = self.evaluator.price(candidate.plan)
+            self.ledger.record(replace(candidate, latency=price.latency, devices=price.devices))
 
     def _certify_in_turn(self, artifacts: Mapping[str, Artifact], timed: Iterable[str], deadline: float) -> None:
         """The front first, anew whenever one of it fails; then the others. At least a few, then while time lasts."""

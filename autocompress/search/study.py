@@ -11,7 +11,7 @@ from autocompress.card import card_path, read_card, write_card
 from autocompress.config import Settings, from_document
 from autocompress.errors import BudgetError, RunError, nearest
 from autocompress.search.candidate import Candidate, Rung, Status
-from autocompress.search.engine import Baseline
+from autocompress.search.engine import Baseline, Lesson
 from autocompress.search.ledger import best_front, columns, is_scored, row
 from autocompress.search.records import RunFolder, storage_error
 from autocompress.search.rungs import slowest_first
@@ -30,6 +30,7 @@ class Study:
     """One run. `candidates` are in the order in which they came; `stage_seconds` says where the time went.
 
     `complete` is False while the search was stopped before its last stage ended: then what was measured so far counts.
+    `lessons` are how far the profiles were off on each lot of models that was timed, before they learnt from it.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Study:
     baseline: Baseline | None
     stage_seconds: Mapping[str, float]
     complete: bool
+    lessons: Sequence[Lesson] = ()
 
     @property
     def front(self) -> tuple[Candidate, ...]:
@@ -165,6 +167,7 @@ def load(run: Path | str) -> Study:
         baseline=Baseline.from_document(baseline) if baseline else None,
         stage_seconds=state.get("stage_seconds", {}),
         complete=bool(state.get("complete", False)),
+        lessons=tuple(Lesson(**lesson) for lesson in state.get("lessons", [])),
     )
 
 

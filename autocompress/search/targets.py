@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 
 from autocompress.devices import Device
 from autocompress.errors import DeviceError, DeviceLostError
-from autocompress.measure import ROUNDS, RUNS_PER_ROUND, WARMUP_RUNS, measure, reference_seconds, to_latency
+from autocompress.measure import (
+    ROUNDS,
+    RUNS_PER_ROUND,
+    WARMUP_RUNS,
+    measure,
+    reference_seconds,
+    to_latency,
+    typical_seconds,
+)
 from autocompress.profiles import Profile
+from autocompress.search.engine import Lesson
 from autocompress.workload import Kernels, Latency
 
 LEAST_ROUNDS = 16
@@ -99,6 +108,16 @@ class Target:
         except DeviceError as error:
             return Timed({}, {**refused, **dict.fromkeys(usable, str(error))})
 
+    def learn(self, timed: Sequence[tuple[Kernels, Latency, Latency]]) -> Lesson | None:
+        """Corrects the profile by models that were timed: their kernels, latency as predicted before, and as found."""
+        if not timed:
+            return None
+        errors = [abs(predicted.seconds / found.seconds - 1) for _, predicted, found in timed]
+        inside = [predicted.low <= found.seconds <= predicted.high for _, predicted, found in timed]
+        unit = self._scale * self.profile.reference_s
+        self.profile = self.profile.with_measurements([(kernels, found.seconds / unit) for kernels, _, found in timed])
+        return Lesson(self.name, len(timed), sum(errors) / len(errors), sum(inside) / len(inside))
+
     def _timed(self, paths: Mapping[str, Path], rounds: int) -> dict[str, Latency]:
         assert self.device is not None, "only called with a device"
         for attempt in range(1, ATTEMPTS + 1):
@@ -115,7 +134,7 @@ class Target:
         """Why the device can't run a file; empty if it can. A device that is lost now may be back when it is timed."""
         assert self.device is not None, "only called with a device"
         try:
-            self.device.open(path).time(self.inputs, 1)
+            typical_seconds(self.device.open(path).time(self.inputs, 1))
         except DeviceLostError:
             return ""
         except DeviceError as error:

@@ -12,7 +12,7 @@ from autocompress.errors import BuildError, VerificationError
 from autocompress.methods.configs import Prune, Quantize, Student
 from autocompress.plan import Plan
 from autocompress.search.candidate import Candidate
-from autocompress.search.engine import Baseline, Price, Start, Timing, Timings, Trained
+from autocompress.search.engine import Baseline, Lesson, Price, Start, Timing, Timings, Trained
 from autocompress.search.space import Decision, Gone, Space
 from autocompress.task import Score
 from autocompress.workload import Artifact, DType, Latency
@@ -128,6 +128,10 @@ class FakeEvaluator:
         return Timings(
             {key: timing for key, timing in found.items() if key not in self.lost}, dict.fromkeys(self.lost, "lost")
         )
+
+    def learn(self, timed: Sequence[Candidate]) -> list[Lesson]:
+        self._note("learn", " ".join(c.id for c in timed))
+        return []
 
     def certify(self, candidate: Candidate, artifact: Artifact, baseline: Baseline) -> None:
         self._note("certify", candidate.id)
