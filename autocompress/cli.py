@@ -111,14 +111,23 @@ def demo(
 
 
 @app.command()
-def devices(as_json: Json = False) -> None:
+def devices(
+    task: Annotated[str | None, typer.Option(help="time this task's model, untouched, on all that are usable")] = None,
+    as_json: Json = False,
+) -> None:
     """List every runtime, usable or why not and what to install, and the hardware profiles at hand."""
     from dataclasses import asdict
 
     from autocompress import terminal
     from autocompress.devices import list_devices
     from autocompress.profiles import descriptions
+    from autocompress.runtimes import time_everywhere
+    from autocompress.task_loading import load_task
 
+    if task:
+        timed = time_everywhere(load_task(task))
+        _json([asdict(row) for row in timed]) if as_json else terminal.show(terminal.runtimes_table(timed))
+        return
     rows = list_devices()
     if as_json:
         _json([asdict(row) for row in rows])

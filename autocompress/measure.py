@@ -81,17 +81,45 @@ def measure(
     At least `rounds` rounds are run, and up to MAX_EXTENSION times as many while fewer than MIN_GATED of them passed
     the gate. Raises DeviceError when the device refuses a model or reports a time that is not positive and finite.
     """
-    samples = _Samples(list(models))
+    places = {name: _Place(device, path) for name, path in models.items()}
+    return _interleaved(places, _Place(device, reference), inputs, rounds, progress)
+
+
+def measure_across(
+    devices: Sequence[Device], model: Path, inputs: Sequence[Array], *, rounds: int = ROUNDS
+) -> dict[str, Measurement]:
+    """Time one model on every device of this machine, in turn in one process; the reference is the first device.
+
+    Raises DeviceError as `measure` does.
+    """
+    places = {device.name: _Place(device, model) for device in devices}
+    return _interleaved(places, places[devices[0].name], inputs, rounds, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A model on a device."""
+
+    device: Device
+    path: Path
+
+    def open(self) -> Session:
+        return self.device.open(self.path)
+
+
+def _interleaved(
+    places: Mapping[str, _Place], reference: _Place, inputs: Sequence[Array], rounds: int, progress: Progress | None
+) -> dict[str, Measurement]:
+    samples = _Samples(list(places))
     with _only_stopwatch(), _quiet_core() as core:
         while len(samples) < rounds or (len(samples) < MAX_EXTENSION * rounds and not samples.enough(rounds)):
             if len(samples) % ROUNDS_PER_SESSION == 0:
-                sessions = {name: device.open(path) for name, path in models.items()}
-                reference_session = device.open(reference)
+                sessions = {name: place.open() for name, place in places.items()}
+                reference_session = reference.open()
             samples.add(_round(sessions, reference_session, inputs, backwards=len(samples) % 2 == 1))
             if progress is not None:
                 progress(len(samples), max(rounds, len(samples)))
-    environment = {**device.environment(), "threads": "1", "core": core, "python": platform.python_version()}
-    return {name: samples.measurement(name, environment, estimate=device.estimate) for name in models}
+    return {name: samples.measurement(name, place.device, core) for name, place in places.items()}
 
 
 def to_ratio(measurement: Measurement) -> Ratio:
@@ -181,11 +209,14 @@ class _Samples:
         wanted = min(MIN_GATED, rounds)
         return all(sum(gate([v.reference_s for v in visits])) >= wanted for visits in self._visits.values())
 
-    def measurement(self, name: str, environment: Mapping[str, str], *, estimate: bool) -> Measurement:
+    def measurement(self, name: str, device: Device, core: str) -> Measurement:
+        environment = {**device.environment(), "threads": "1", "core": core, "python": platform.python_version()}
         visits = self._visits[name]
         references = tuple(v.reference_s for v in visits)
         times = tuple(v.time_s for v in visits)
-        return Measurement(times, references, WARMUP_RUNS, RUNS_PER_ROUND, gate(references), environment, estimate)
+        return Measurement(
+            times, references, WARMUP_RUNS, RUNS_PER_ROUND, gate(references), environment, device.estimate
+        )
 
 
 def _round(

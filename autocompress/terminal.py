@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autocompress.devices import Availability
     from autocompress.inspection import Inspection
     from autocompress.profiles.files import Description
+    from autocompress.runtimes import Running
     from autocompress.search.candidate import Candidate
     from autocompress.search.engine import Baseline
     from autocompress.search.progress import Progress, Snapshot
@@ -60,6 +61,16 @@ def milliseconds(latency: "Latency | None") -> str:
 def devices_table(rows: "Sequence[Availability]") -> RenderableType:
     cells = [(r.name, "usable" if r.usable else "no", r.detail, r.install) for r in rows]
     return table("device", "usable", "what", "to get it", rows=cells, left=4)
+
+
+def runtimes_table(rows: "Sequence[Running]") -> RenderableType:
+    """One model on every device, fastest first."""
+    cells = [
+        (r.device, milliseconds(r.latency), f"{r.speedup:.2f}x" if r.speedup else "-", r.runtime or r.reason)
+        for r in rows
+    ]
+    title = "The original, as plainly exported, on every device: batch 1, one thread"
+    return table("device", "latency ms", "against ort:cpu", "runtime", rows=cells, title=title)
 
 
 def profiles_table(found: "Mapping[str, Description]") -> RenderableType:

@@ -1,10 +1,12 @@
 """The latency predictor's error on whole models that it never saw, beside two baselines fitted to the same models.
 
-    python benchmarks/predictor.py --data DIR --depth 20 --run RUN
+    python benchmarks/predictor.py --net resnet20 --net minilm
+    python benchmarks/predictor.py --net resnet20 --run RUN --data DIR
 
-Plans are drawn from the search space of a trained CIFAR ResNet, built, and measured in turn with the original. For each
-seed, 40 of them are set aside, the others make a profile (a third of them to calibrate its interval), and the 40 are
-predicted from their shapes. With --run, so are the models that a search ended with, which are timed afresh.
+Plans are drawn from the search space of a net, built, and measured in turn with the original. For each seed, 40 of them
+are set aside, the others make a profile (a third of them to calibrate its interval), and the 40 are predicted from
+their shapes. With --run, so are the models that a search of a trained CIFAR ResNet ended with, timed afresh. Of all
+nets together, every model counts once per seed.
 """
 
 import json
@@ -12,7 +14,7 @@ import random
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Annotated, Any
@@ -21,6 +23,7 @@ import cifar
 import numpy as np
 import typer
 from environment import environment
+from nets import NETS, Net
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
@@ -28,6 +31,7 @@ from scipy.optimize import nnls
 from autocompress.accuracy import Accuracy, accuracy
 from autocompress.build import build, plan_kernels
 from autocompress.devices import Device, open_device
+from autocompress.devices.base import Array
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph import trace
 from autocompress.graph.types import Graph
@@ -43,8 +47,6 @@ from autocompress.search.space import find_space
 from autocompress.workload import DType, Latency
 
 HELD_OUT = 40
-SAMPLE = [np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)]
-
 console = Console()
 
 Predict = Callable[[Iterable[Site]], float]
@@ -116,35 +118,40 @@ def compared(profile: Profile, models: Sequence[tuple[Planned, float]]) -> dict[
     }
 
 
-def ended_with(run: Path, graph: Graph, device: Device) -> list[tuple[Planned, float]]:
+def ended_with(run: Path, graph: Graph, device: Device, sample: Sequence[Array]) -> list[tuple[Planned, float]]:
     """The models on a run's front with their ratios, timed afresh."""
     ids = [
         path.stem for path in sorted((run / "models").glob("*.onnx")) if (run / "plans" / f"{path.stem}.json").exists()
     ]
     plans = {i: Plan.from_json((run / "plans" / f"{i}.json").read_text()) for i in ids}
     paths = {i: run / "models" / f"{i}.onnx" for i in ids}
-    found = measure(device, paths, run / "models" / "original.onnx", SAMPLE)
+    found = measure(device, paths, run / "models" / "original.onnx", sample)
     return [(Planned(i, plan_kernels(plans[i], graph), paths[i]), to_ratio(found[i]).value) for i in ids]
 
 
-def main(
-    data: Annotated[Path, typer.Option(help="Folder with cifar10/.")],
-    depth: Annotated[int, typer.Option(help="20 or 56.")] = 20,
-    plans: Annotated[int, typer.Option(help="Plans to build and measure.")] = 160,
-    seeds: Annotated[int, typer.Option(help="Random splits into known and held-out models.")] = 5,
-    run: Annotated[Path | None, typer.Option(help="A finished search of this model.")] = None,
-    out: Annotated[Path, typer.Option(help="JSON file.")] = Path("predictor.json"),
-) -> None:
-    task = cifar.make_task(data, depth)
-    graph, device = trace(task.model, task.example_inputs), open_device("ort:cpu")
+@dataclass
+class Judged:
+    """Accuracies on the held-out plans of each seed, by predictor, and on what a search ended with."""
+
+    original_s: float
+    held_out: dict[str, list[Accuracy]]
+    ended: dict[str, Accuracy]
+
+
+def judge(net: Net, device: Device, plans: int, seeds: int, run: Path | None, data: Path | None) -> Judged:
+    """Builds and measures everything; the models of a run are those of the trained net, which is built the same."""
+    model, inputs = net.make()
+    if run is not None and data is not None:
+        model = cifar.make_task(data, 20 if net is NETS["resnet20"] else 56).model
+    graph, sample = trace(model, inputs), [inputs.numpy()]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         reference = folder / "original.onnx"
-        plain_onnx(task.model, (task.example_inputs,), reference)
+        plain_onnx(model, (inputs,), reference)
         models = built(graph, device, plans, 0, folder)
 
         def profile_of(chosen: Sequence[Planned], holdout: int | None = None) -> Profile:
-            return calibrate(device, chosen, reference, SAMPLE, holdout=holdout, resume_dir=folder)
+            return calibrate(device, chosen, reference, sample, holdout=holdout, resume_dir=folder)
 
         everything = profile_of(models, holdout=0)
         ratio = {row.id: row.ratio for row in everything.models}
@@ -154,24 +161,32 @@ def main(
             profile = profile_of([plan for plan in models if plan.key not in test])
             for system, found in compared(profile, [(p, ratio[p.key]) for p in models if p.key in test]).items():
                 rows[system].append(found)
-        ended = compared(profile_of(models), ended_with(run, graph, device)) if run else {}
-    _report(depth, rows, ended, everything.reference_s, out)
+        ended = compared(profile_of(models), ended_with(run, graph, device, sample)) if run else {}
+    return Judged(everything.reference_s, rows, ended)
 
 
-def _report(
-    depth: int, rows: dict[str, list[Accuracy]], ended: dict[str, Accuracy], reference_s: float, out: Path
+def main(
+    net: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(NETS)}; all by default.")] = None,
+    plans: Annotated[int, typer.Option(help="Plans of each net to build and measure.")] = 160,
+    seeds: Annotated[int, typer.Option(help="Random splits into known and held-out models.")] = 5,
+    device: Annotated[str, typer.Option(help="Device to predict.")] = "ort:cpu",
+    run: Annotated[Path | None, typer.Option(help="A finished search of a CIFAR ResNet.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with cifar10/, for --run.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the JSON files.")] = Path(__file__).parent / "results",
 ) -> None:
-    document: dict[str, Any] = {
-        "environment": environment(), "depth": depth, "original_ms": 1e3 * reference_s,
-        "held_out": {system: [asdict(found) for found in seeds] for system, seeds in rows.items()},
-        "ended_with": {system: asdict(found) for system, found in ended.items()},
-    }  # fmt: skip
-    out.write_text(json.dumps(document, indent=1))
-    seeds = len(next(iter(rows.values())))
-    _table(f"ResNet-{depth}, {HELD_OUT} held-out plans, mean of {seeds} splits", rows)
-    if ended:
-        count = next(iter(ended.values())).models
-        _table(f"ResNet-{depth}, {count} models that a search ended with", {s: [found] for s, found in ended.items()})
+    for name in net or NETS:
+        found = judge(NETS[name], open_device(device), plans, seeds, run, data)
+        document: dict[str, Any] = {
+            "environment": environment(), "net": name, "device": device, "plans": plans, "held_out_plans": HELD_OUT,
+            "original_ms": 1e3 * found.original_s,
+            "held_out": {system: [asdict(a) for a in rows] for system, rows in found.held_out.items()},
+            "ended_with": {system: asdict(a) for system, a in found.ended.items()},
+        }  # fmt: skip
+        (out / f"predictor_{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+        _table(f"{name}, {HELD_OUT} held-out plans of {plans}, mean of {seeds} splits", found.held_out)
+        if found.ended:
+            count = next(iter(found.ended.values())).models
+            _table(f"{name}, {count} models that a search ended with", {s: [a] for s, a in found.ended.items()})
 
 
 def _table(title: str, rows: dict[str, list[Accuracy]]) -> None:

@@ -11,7 +11,7 @@ MODEL_SIDE = {"graph", "methods", "repair", "importance", "evaluate", "build", "
 DEVICE_SIDE = {"devices", "measure", "profiles"}
 VOCABULARY = {"errors", "workload", "plan", "pareto", "task", "batches", "config", "card", "roofline", "objective"}
 MEETING = {"search", "verify"}
-SURFACE = {"cli", "terminal", "demo", "report", "compare", "inspection", "accuracy", "__init__"}
+SURFACE = {"cli", "terminal", "demo", "report", "compare", "inspection", "accuracy", "runtimes", "__init__"}
 
 ONLY_IN_SEARCH = {"optuna"}
 ONLY_ON_THE_SURFACE = {"typer", "rich", "argparse"}

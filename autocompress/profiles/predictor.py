@@ -23,7 +23,8 @@ from autocompress.profiles.features import Coordinates, Floats, squared_distance
 from autocompress.profiles.kernel_times import SiteTimes, kernel_class
 from autocompress.profiles.sites import Site
 
-NOMINAL_COVERAGE = 0.95
+NOMINAL_COVERAGE = 0.90
+"""What an interval promises; 9 scores of held-out models are the fewest that can calibrate it."""
 
 MIN_MODELS = 8
 """Below this many whole models nothing is corrected."""

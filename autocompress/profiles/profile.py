@@ -68,7 +68,7 @@ class Profile:
         return FakeDevice(rates, self.device, self.description.environment.get("processor", self.name))
 
     def predict(self, kernels: Kernels | Sequence[Kernel]) -> Latency:
-        """Seconds at batch size 1, with an interval that covers 95 % of models like the held-out ones; what can't be
+        """Seconds at batch size 1, with an interval that covers 90 % of models like the held-out ones; what can't be
         faster than a roofline is stated to take at most UNCALIBRATED times as long."""
         return self._latency(self._predictor.predict(list(sites(kernels).values())))
 
