@@ -94,6 +94,11 @@ class Profile:
             updated.__dict__["_times"] = self._times
         return updated
 
+    def without_search(self) -> "Profile":
+        """The same profile as it was before any search corrected it."""
+        rows = tuple(row for row in self.models if row.role is not Role.SEARCH)
+        return self if len(rows) == len(self.models) else Profile(self.description, self.kernels, rows)
+
     def held_out(self) -> list[tuple[ModelRow, Latency]]:
         """Whole models, each as predicted by what was fitted without them."""
         rows = [row for row in self.models if row.role is Role.HELD_OUT]

@@ -115,18 +115,22 @@ class TorchEvaluator:
         return Capabilities(dtypes, multiples)
 
     def space(self) -> Space:
-        """Kernels of all single decisions are priced at once first: one by one takes a predictor far longer."""
-        everything = find_space(self.graph, _methods(self._settings.importance), self.capabilities)
-        kernels = [plan_kernels(plan, self.graph) for plan in single_plans(everything)]
+        """What pays on at least one device; where a size is to be kept, what only makes a model smaller is offered too.
+
+        Kernels of all single decisions are priced at once first: one by one takes a predictor far longer.
+        """
+        found = _methods(self._settings.importance)
+        everything = find_space(self.graph, found, self.capabilities, decisions=self._settings.decisions)
+        if self._settings.max_size_bytes is not None:
+            return everything
+        kernels = {plan.key: plan_kernels(plan, self.graph) for plan in single_plans(everything)}
         for target in self.targets.values():
-            target.profile.warm(kernels)
-        return find_space(
-            self.graph,
-            _methods(self._settings.importance),
-            self.capabilities,
-            lambda plan: self.price(plan).latency.seconds,
-            self._settings.decisions,
-        )
+            target.settle(kernels.values())
+        return find_space(self.graph, found, self.capabilities, self._settled_s, self._settings.decisions)
+
+    def _settled_s(self, plan: Plan) -> list[float]:
+        kernels = plan_kernels(plan, self.graph)
+        return [target.settled(kernels) for target in self.targets.values()]
 
     def price(self, plan: Plan) -> Price:
         kernels = plan_kernels(plan, self.graph)

@@ -1,7 +1,7 @@
 """The search space: every decision about a model as one parameter whose values are the decisions themselves."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -59,6 +59,16 @@ class Gone:
     groups: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Slowing:
+    """An option that is not offered: with it a model takes `factor` times as long, at best, as with the next milder one
+    that is offered (1: just as long)."""
+
+    decision: str
+    value: Value
+    factor: float
+
+
 @dataclass(frozen=True)
 class Space:
     """All decisions about one model, in stage order.
@@ -75,6 +85,7 @@ class Space:
     gone: Mapping[str, Gone] = field(default_factory=dict)
     own_students: Mapping[Student, frozenset[str]] = field(default_factory=dict)
     elsewhere: frozenset[str] = frozenset()
+    slowing: tuple[Slowing, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Decision]:
@@ -148,13 +159,13 @@ def find_space(
     graph: Graph,
     methods: Sequence[Method],
     capabilities: Capabilities,
-    seconds: Callable[[Plan], float] | None = None,
+    seconds: Callable[[Plan], Sequence[float]] | None = None,
     decisions: Sequence[str] = ("student", "prune", "low_rank", "quantize"),
 ) -> Space:
     """The decisions that the methods offer about a traced model on a device.
 
-    `seconds` is the predicted time of a plan: factorisations that shorten it neither in fp32 nor in int8 are left out.
-    Without it all are offered.
+    `seconds` are the predicted times of a plan on the devices: options that shorten none of them, neither in fp32 nor
+    beside int8 everywhere, each against the next milder one, are left out. Without it all are offered.
     """
     found = [
         _decision(method, target, method.options(target, graph, capabilities), graph)
@@ -168,8 +179,11 @@ def find_space(
     if seconds is None:
         return space
     contexts = [{}, {d.name: 1 for d in space.of(Quantize)}]
-    paying = [_paying(d, space, contexts, seconds) if d.method is LowRank else d for d in space.decisions]
-    return _space(graph, [decision for decision in paying if len(decision.options) > 1])
+    slowing: list[Slowing] = []
+    paying = [_paying(d, space, contexts, seconds, slowing) for d in space.decisions]
+    return replace(
+        _space(graph, [decision for decision in paying if len(decision.options) > 1]), slowing=tuple(slowing)
+    )
 
 
 def single_plans(space: Space) -> Iterator[Plan]:
@@ -239,14 +253,27 @@ def _gone(graph: Graph, dropping: str, branch: Branch) -> Gone:
 
 
 def _paying(
-    decision: Decision, space: Space, contexts: list[dict[str, int]], seconds: Callable[[Plan], float]
+    decision: Decision,
+    space: Space,
+    contexts: list[dict[str, int]],
+    seconds: Callable[[Plan], Sequence[float]],
+    slowing: list[Slowing],
 ) -> Decision:
-    whole = [seconds(space.plan(context)) for context in contexts]
+    """The decision with the options that pay. Students are other models, and their formats are not seen from here."""
+    if decision.method is Student or decision.target in space.elsewhere:
+        return decision
 
-    def pays(index: int) -> bool:
-        return any(seconds(space.plan({**c, decision.name: index})) < w for c, w in zip(contexts, whole, strict=True))
+    def times_with(index: int) -> list[float]:
+        return [time for context in contexts for time in seconds(space.plan({**context, decision.name: index}))]
 
-    kept = [i for i, option in enumerate(decision.options) if option is None or pays(i)]
+    times = [times_with(index) for index in range(len(decision.options))]
+    kept = [0]
+    for index in range(1, len(times)):
+        factor = min(now / before for now, before in zip(times[index], times[kept[-1]], strict=True))
+        if factor < 1:
+            kept.append(index)
+        else:
+            slowing.append(Slowing(decision.name, decision.values[index], factor))
     options = tuple(decision.options[i] for i in kept)
     values = tuple(decision.values[i] for i in kept)
     return Decision(decision.name, decision.target, decision.method, options, values)

@@ -57,14 +57,37 @@ def test_factorisations_are_offered_only_where_they_are_faster(resnet):
     graph, everything = resnet
     some = everything.of(LowRank)[0]
 
-    def seconds(plan: Plan) -> float:
+    def seconds(plan: Plan) -> list[float]:
         """Only the strongest rank of one layer saves time, and only in int8."""
         ranks = plan.configs(LowRank)
         faster = ranks == {some.target: some.options[-1]} and bool(plan.configs(Quantize))
-        return 0.9 if faster else 1.0 + len(ranks)
+        return [0.9 if faster else 1.0 + len(ranks)]
 
     space = find_space(graph, methods(), DEVICE, seconds)
     assert [(d.target, d.options) for d in space.of(LowRank)] == [(some.target, (None, some.options[-1]))]
+
+
+def test_what_slows_every_device_is_never_offered_and_told(resnet):
+    """One layer is slower in int8 everywhere, another on one device only; narrow groups are as slow as wider ones."""
+    graph, everything = resnet
+    slow, torn = everything.of(Quantize)[:2]
+    group = max(everything.of(Prune), key=lambda d: len(d.options))
+
+    def seconds(plan: Plan) -> tuple[float, float]:
+        int8, keep = plan.configs(Quantize), plan.configs(Prune)
+        base = 10.0 - len(int8) + 1.5 * (slow.target in int8)
+        width = keep[group.target].keep if group.target in keep else 1000
+        rounded = next(i for i, v in enumerate(group.values) if int(v) <= width) // 2 * -0.1
+        others = -0.1 * sum(c.keep for t, c in keep.items() if t != group.target) / 1000
+        return base + rounded + others, base + rounded + others + 3.0 * (torn.target in int8)
+
+    space = find_space(graph, methods(), DEVICE, seconds)
+    offered = {d.target for d in space.of(Quantize)}
+    assert slow.target not in offered and torn.target in offered
+    told = {(s.decision, s.value): s.factor for s in space.slowing}
+    assert told[slow.name, "int8"] > 1
+    assert space.by_name[group.name].values == (group.values[0], *group.values[2::2])
+    assert told[group.name, group.values[1]] == pytest.approx(1.0), "no faster than all of its channels"
 
 
 @given(choices)
