@@ -145,12 +145,14 @@ def _rows(table: Any) -> list[dict[str, str]]:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """The compiler writes warnings past Python, straight to the process's outputs: these are closed meanwhile.
+    """The compiler writes warnings past Python, straight to the process's outputs: these lead nowhere meanwhile.
 
-    What another thread prints in that time is lost too.
+    What another thread prints in that time is lost too. The warnings say which operators are left to the CPU, and
+    the report says it again.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     with tempfile.TemporaryFile() as sink:
         kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
         try:

@@ -12,18 +12,21 @@ _FUNCTIONS = frozenset({
 
 _FREE = frozenset({"RESHAPE"})
 
+_LOOKUPS = frozenset({"GATHER"})
+"""These read as much of a table as they make, not all of it."""
+
 
 def host_cycles(operator: Operator, model: Model, cpu: HostCpu) -> float:
     """The CPU's cycles: the longer of computing and moving the tensors, after the launch; a reshape only renames."""
     if operator.code in _FREE:
         return 0.0
-    read = [model.tensors[index] for index in operator.inputs]
+    read = [] if operator.code in _LOOKUPS else [model.tensors[index] for index in operator.inputs]
     made = [model.tensors[index] for index in operator.outputs]
     rate = cpu.fp32_macs if made[0].precision is Precision.FLOAT32 else cpu.int8_macs
     computing = multiplications(operator, model) / rate
     if operator.code in _FUNCTIONS:
         computing += cpu.function_cycles * made[0].elements
-    moving = sum(_bytes(tensor) for tensor in (*read, *made)) / cpu.bytes
+    moving = sum(_bytes(tensor) for tensor in (*(read or made), *made)) / cpu.bytes
     return cpu.launch_cycles + max(computing, moving)
 
 

@@ -160,11 +160,8 @@ class Lowering:
         return self.source.grid(tensor) or ASSUMED
 
     def grid_of(self, value: Value) -> Grid | None:
+        """A tensor's own grid: also that of a result that holds only numbers of it, as the schema demands."""
         return self.model.tensors[value.index].grid
-
-    def kept_grid(self, tensor: str, value: Value) -> Grid | None:
-        """The grid of a result that holds only numbers of `value`: that one's, unless the file says otherwise."""
-        return self.source.grid(tensor) or self.grid_of(value)
 
     def integers(self, values: Sequence[int] | Sequence[tuple[int, int]]) -> int:
         """A constant of whole numbers: a shape, axes, paddings."""
@@ -183,8 +180,9 @@ class Lowering:
         """A constant's numbers, such as axes or bounds."""
         return [int(number) for number in self.value_of(tensor).reshape(-1)]
 
-    def constant(self, reals: Numbers, order: Order) -> Value:
-        """A constant operand in the precision of the node at hand, stored in `order`."""
+    def constant(self, reals: Numbers, order: Order, grid: Grid | None = None) -> Value:
+        """A constant operand in the precision of the node at hand, stored in `order`; `grid` is one of its own
+        where none is given."""
         data = np.ascontiguousarray(np.transpose(reals, order)).astype(np.float32)
         name = f"{self.node.name}/constant"
         if not self.int8:
@@ -192,9 +190,9 @@ class Lowering:
                 self.model.add_tensor(Tensor(name, data.shape, Precision.FLOAT32, None, data)), reals.shape, order
             )
         finite = np.nan_to_num(data, posinf=_INFINITE, neginf=-_INFINITE)
-        scale = float(np.abs(finite).max(initial=0)) / 127 or 1.0
-        codes = np.round(finite / scale).astype(np.int8)
-        tensor = Tensor(name, data.shape, Precision.INT8, Grid((scale,)), codes)
+        held = grid or Grid((float(np.abs(finite).max(initial=0)) / 127 or 1.0,))
+        codes = np.clip(np.round(finite / held.scales[0]) + held.zero_point, -128, 127).astype(np.int8)
+        tensor = Tensor(name, data.shape, Precision.INT8, held, codes)
         return Value(self.model.add_tensor(tensor), reals.shape, order)
 
     def fused_activation(self) -> tuple[str, int]:

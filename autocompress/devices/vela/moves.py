@@ -5,17 +5,22 @@ from collections.abc import Iterator
 
 from autocompress.devices.vela.lowering import Handler, Lowering, Order, Value, channels_last, plain
 from autocompress.devices.vela.source import Node, Numbers
+from autocompress.devices.vela.tflite import Grid
 
 
 def quantize(e: Lowering, node: Node) -> None:
     """Nothing where the tensor is made in int8 on the same grid; else a conversion."""
     tensor = node.outputs[0]
     value, grid = e.value(node.inputs[0]), e.source.grid(tensor)
-    if e.grid_of(value) == grid:
-        e.alias(tensor, value)
-        return
     e.int8 = True
-    e.bind(tensor, e.add("QUANTIZE", (value.index,), value.stored, grid, name=tensor), value.order)
+    e.alias(tensor, requantized(e, value, grid, tensor))
+
+
+def requantized(e: Lowering, value: Value, grid: Grid | None, name: str = "") -> Value:
+    """The same numbers in int8 on this grid."""
+    if e.grid_of(value) == grid:
+        return value
+    return Value(e.add("QUANTIZE", (value.index,), value.stored, grid, name=name), value.shape, value.order)
 
 
 def renamed(e: Lowering, node: Node) -> None:
@@ -88,20 +93,26 @@ def _order_after(value: Value, blocks: list[Block]) -> Order:
 
 
 def concatenation(e: Lowering, node: Node) -> None:
+    """All in one order of axes and, in int8, on one grid: the schema's operator only copies."""
     tensor = node.outputs[0]
     computed = [name for name in node.inputs if e.source.constant(name) is None]
     order = e.read(computed[0]).order
-    values = []
-    for name in node.inputs:
-        constant = e.source.constant(name)
-        values.append(e.read(name, order) if constant is None else e.constant(constant.reals, order))
+    grid = e.source.grid(tensor) or e.grid_of(e.read(computed[0]))
+    operands = [_operand(e, name, order, grid if e.int8 else None) for name in node.inputs]
     axis = node.settings["axis"] % len(order)
     stored = tuple(e.source.shape(tensor)[a] for a in order)
     made = e.add(
-        "CONCATENATION", [value.index for value in values], stored, e.grid(tensor), name=tensor,
-        table="Concatenation", Axis=order.index(axis),
+        "CONCATENATION", operands, stored, grid, name=tensor, table="Concatenation", Axis=order.index(axis)
     )  # fmt: skip
     e.bind(tensor, made, order)
+
+
+def _operand(e: Lowering, tensor: str, order: Order, grid: Grid | None) -> int:
+    constant = e.source.constant(tensor)
+    if constant is not None:
+        return e.constant(constant.reals, order, grid).index
+    value = e.read(tensor, order)
+    return value.index if grid is None else requantized(e, value, grid).index
 
 
 def sliced(e: Lowering, node: Node) -> None:
@@ -143,7 +154,7 @@ def _part(e: Lowering, value: Value, cut: list[slice], tensor: str) -> Value:
     bounds = [e.integers([getattr(piece, key) for piece in stored]) for key in ("start", "stop", "step")]
     made = e.add(
         "STRIDED_SLICE", (value.index, *bounds), tuple(shape[axis] for axis in value.order),
-        e.kept_grid(tensor, value), name=tensor, table="StridedSlice",
+        e.grid_of(value), name=tensor, table="StridedSlice",
     )  # fmt: skip
     return Value(made, shape, value.order)
 
@@ -194,7 +205,7 @@ def padded(e: Lowering, node: Node) -> None:
         raise e.refuse(f"it pads in mode {mode!r} by {listed}")
     amounts = e.integers([(listed[axis], listed[axis + rank]) for axis in value.order])
     stored = tuple(e.source.shape(tensor)[axis] for axis in value.order)
-    grid = e.kept_grid(tensor, value)
+    grid = e.grid_of(value)
     code, table = ("PAD", "Pad") if mode == "constant" else ("MIRROR_PAD", "MirrorPad")
     e.bind(tensor, e.add(code, (value.index, amounts), stored, grid, name=tensor, table=table), value.order)
 
@@ -211,7 +222,7 @@ def repeated(code: str, table: str) -> Handler:
         if old != shape:
             operand = shape if code == "BROADCAST_TO" else [new // n for new, n in zip(shape, old, strict=True)]
             inputs = (index, e.integers(operand))
-            index = e.add(code, inputs, shape, e.kept_grid(tensor, value), name=tensor, table=table)
+            index = e.add(code, inputs, shape, e.grid_of(value), name=tensor, table=table)
         e.bind(tensor, index, plain(rank))
 
     return handle
@@ -224,7 +235,7 @@ def depth_to_space(e: Lowering, node: Node) -> None:
     shape = e.source.shape(tensor)
     order = channels_last(4)
     made = e.add(
-        "DEPTH_TO_SPACE", (value.index,), tuple(shape[axis] for axis in order), e.kept_grid(tensor, value),
+        "DEPTH_TO_SPACE", (value.index,), tuple(shape[axis] for axis in order), e.grid_of(value),
         name=tensor, table="DepthToSpace", BlockSize=node.settings["blocksize"],
     )  # fmt: skip
     e.bind(tensor, made, order)
@@ -242,7 +253,7 @@ def resize(e: Lowering, node: Node) -> None:
     options = {"AlignCorners": way == b"align_corners", "HalfPixelCenters": way.endswith(b"half_pixel")}
     name = "RESIZE_BILINEAR" if mode == "linear" else "RESIZE_NEAREST_NEIGHBOR"
     made = e.add(
-        name, (value.index, e.integers(shape[2:])), tuple(shape[axis] for axis in order), e.kept_grid(tensor, value),
+        name, (value.index, e.integers(shape[2:])), tuple(shape[axis] for axis in order), e.grid_of(value),
         name=tensor, table=code, **options,
     )  # fmt: skip
     e.bind(tensor, made, order)

@@ -15,7 +15,7 @@ HANDLERS: dict[str, Handler] = {
     "Add": binary("ADD", "Add"),
     "Sub": binary("SUB", "Sub"),
     "Mul": binary("MUL", "Mul"),
-    "Div": binary("DIV", "Div"),
+    "Div": pointwise.division,
     "Max": extreme("MAXIMUM"),
     "Min": extreme("MINIMUM"),
     "Pow": pointwise.power,

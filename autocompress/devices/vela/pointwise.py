@@ -15,6 +15,9 @@ UNIT = Grid((1 / 256,), -128)
 SYMMETRIC_UNIT = Grid((1 / 128,))
 """Holds -1 to 1: what it requires of a hyperbolic tangent's."""
 
+LOGARITHMS = Grid((1 / 16,), 127)
+"""Holds -16 to 0: what it requires of a logarithmic softmax's."""
+
 _SQRT_2 = math.sqrt(2)
 
 
@@ -23,7 +26,7 @@ def unary(code: str, table: str = "", grid: Grid | None = None) -> Handler:
 
     def handle(e: Lowering, node: Node) -> None:
         value = e.read(node.inputs[0])
-        _bind_like(e, value, code, (value.index,), table, e.source.grid(node.outputs[0]) or grid)
+        _bind_like(e, value, code, (value.index,), table, grid)
 
     return handle
 
@@ -32,14 +35,27 @@ def binary(code: str, table: str) -> Handler:
     """Arithmetic on two tensors, or one and a constant, broadcast against each other."""
 
     def handle(e: Lowering, node: Node) -> None:
-        if code == "DIV" and _is_gelu(e, node):
-            _gelu(e, node)
-            return
         left, right = _aligned(e, node)
         tensor, activation = e.fused_activation()
         _combined(e, code, left, right, tensor, table=table, FusedActivationFunction=activation)
 
     return handle
+
+
+def division(e: Lowering, node: Node) -> None:
+    """By a constant it is a multiplication; by the root of 2 it may begin a GELU."""
+    divisor = e.source.constant(node.inputs[1])
+    if _is_gelu(e, node):
+        _gelu(e, node)
+    elif divisor is None:
+        binary("DIV", "Div")(e, node)
+    else:
+        value = e.read(node.inputs[0])
+        rank = len(value.shape)
+        inverse = 1 / divisor.reals.reshape((1,) * (rank - divisor.reals.ndim) + divisor.reals.shape)
+        tensor, activation = e.fused_activation()
+        factor = e.constant(inverse, value.order)
+        _combined(e, "MUL", value, factor, tensor, table="Mul", FusedActivationFunction=activation)
 
 
 def extreme(code: str) -> Handler:
@@ -104,9 +120,10 @@ def clipped(e: Lowering, node: Node) -> None:
     elif activation is not None:
         _bind_like(e, value, activation, (value.index,))
     else:
-        low, high = (_scalar(e, bound, value) for bound in e.bounds(node))
-        held = e.add("MAXIMUM", (value.index, low.index), value.stored, e.grid_of(value), table="MaximumMinimum")
-        _bind_like(e, value, "MINIMUM", (held, high.index), "MaximumMinimum")
+        grid = e.grid_of(value)
+        low, high = (e.constant(np.full((1,) * len(value.shape), b), value.order, grid) for b in e.bounds(node))
+        held = e.add("MAXIMUM", (value.index, low.index), value.stored, grid, table="MaximumMinimum")
+        _bind_like(e, value, "MINIMUM", (held, high.index), "MaximumMinimum", grid)
 
 
 def leaky_relu(e: Lowering, node: Node) -> None:
@@ -201,7 +218,7 @@ def softmax(code: str, table: str) -> Handler:
         if value.order[-1] != axis:
             value = e.arrange(value, (*(a for a in range(rank) if a != axis), axis))
         options = {"Beta": 1.0} if code == "SOFTMAX" else {}
-        grid = e.source.grid(node.outputs[0]) or (UNIT if code == "SOFTMAX" else None)
+        grid = UNIT if code == "SOFTMAX" else LOGARITHMS
         _bind_like(e, value, code, (value.index,), table, grid, **options)
 
     return handle

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 
 _FILE_IDENTIFIER = b"TFL3"
 _SCHEMA_VERSION = 3
-_OPERATOR_VERSION = 3
+_FIRST_VERSION = frozenset({"RESHAPE", "HARD_SWISH", "DIV", "ELU", "NEG", "SQRT", "POW", "RELU_N1_TO_1"})
+_THIRD_VERSION = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"})
+"""Operators came to int8 in their second version, with these exceptions (TensorFlow Lite, op_version.cc): those that
+never changed, and those whose weights have a scale per channel, or a bias, since the third."""
 _LARGEST_OLD_CODE = 127
 """Operator codes lived in a byte once; the old field still has to be filled, at most with this."""
 
@@ -96,6 +99,10 @@ def enumerated(enumeration: str, member: str) -> int:
     return value
 
 
+def _version(code: str) -> int:
+    return 1 if code in _FIRST_VERSION else 3 if code in _THIRD_VERSION else 2
+
+
 class _Writer:
     """Writes one model; every method returns the offset of what it wrote."""
 
@@ -159,7 +166,7 @@ class _Writer:
         number = enumerated("BuiltinOperator", code)
         return self._table(
             "OperatorCode", DeprecatedBuiltinCode=min(number, _LARGEST_OLD_CODE), BuiltinCode=number,
-            Version=_OPERATOR_VERSION,
+            Version=_version(code),
         )  # fmt: skip
 
     def _operator(self, operator: Operator) -> int:

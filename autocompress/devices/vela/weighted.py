@@ -8,7 +8,7 @@ import numpy as np
 
 from autocompress.devices.vela.lowering import ASSUMED, Handler, Lowering, Order, Value, channels_last, plain
 from autocompress.devices.vela.source import Constant, Node, Numbers
-from autocompress.devices.vela.tflite import Grid, Precision, Tensor
+from autocompress.devices.vela.tflite import NUMPY_TYPES, Grid, Precision, Tensor
 
 SAME, VALID = 0, 1
 """The schema's paddings: as much as keeps ceil(size / stride) positions, its larger half behind; or none."""
@@ -91,21 +91,23 @@ def _map_shape(e: Lowering, tensor: str) -> tuple[int, int, int, int]:
     return shape[0], height, width, shape[1]
 
 
-def _padded(e: Lowering, value: Value, window: Window, *, lowest: bool = False) -> tuple[int, int]:
-    """(tensor, the schema's padding): padded by an operator of its own where the schema's SAME would pad otherwise."""
+def _padded(e: Lowering, value: Value, window: Window) -> tuple[int, int]:
+    """(tensor, the schema's padding): zeros by an operator of its own where the schema's SAME would pad otherwise."""
     padding = window.padding(value.shape[2:])
-    if padding is not None:
-        return value.index, padding
-    pads = [(0, 0), *zip(window.before, window.after, strict=True), (0, 0)]
-    shape = tuple(n + before + after for n, (before, after) in zip(value.stored, pads, strict=True))
-    amounts = e.integers(pads)
+    return (value.index, padding) if padding is not None else (_with_border(e, value, window), VALID)
+
+
+def _with_border(e: Lowering, value: Value, window: Window, filler: float | None = None) -> int:
+    """The map with the window's padding around it: zeros, or `filler` as it is stored."""
+    borders = [(0, 0), *zip(window.before, window.after, strict=True), (0, 0)]
+    shape = tuple(n + before + after for n, (before, after) in zip(value.stored, borders, strict=True))
     grid = e.grid_of(value)
-    if not lowest:
-        return e.add("PAD", (value.index, amounts), shape, grid, table="Pad"), VALID
-    kind = Precision.INT8 if e.int8 else Precision.FLOAT32
-    filler = np.array([_LOWEST[e.int8]], np.int8 if e.int8 else np.float32)
-    constant = e.model.add_tensor(Tensor(f"{e.node.name}/lowest", (1,), kind, grid, filler))
-    return e.add("PADV2", (value.index, amounts, constant), shape, grid, table="PadV2"), VALID
+    inputs = [value.index, e.integers(borders)]
+    if filler is None:
+        return e.add("PAD", inputs, shape, grid, table="Pad")
+    kind = e.model.tensors[value.index].precision
+    constant = Tensor(f"{e.node.name}/filler", (1,), kind, grid, np.array([filler], NUMPY_TYPES[kind]))
+    return e.add("PADV2", [*inputs, e.model.add_tensor(constant)], shape, grid, table="PadV2")
 
 
 def _weights(e: Lowering, tensor: str, axes: Order, channel: int) -> tuple[int, Grid | None]:
@@ -234,14 +236,15 @@ def pooling(code: str) -> Handler:
         window = _reaching(_window(e, node, value.shape[2:]), node, value, _map_shape(e, node.outputs[0]))
         if set(window.dilation) != {1}:
             raise e.refuse("its window is dilated")
-        counted = node.settings.get("count_include_pad", 0)
-        if code == "AVERAGE_POOL_2D" and window.padding(value.shape[2:]) is None and not counted:
-            raise e.refuse("it leaves an uneven padding out of its average (count_include_pad=0)")
-        if code == "AVERAGE_POOL_2D" and counted and window.padding(value.shape[2:]) == SAME:
-            index, padding = _explicitly_padded(e, value, window)
+        padding = window.padding(value.shape[2:])
+        if code == "MAX_POOL_2D":
+            filler, bordered = _LOWEST[e.int8], padding is None
         else:
-            index, padding = _padded(e, value, window, lowest=code == "MAX_POOL_2D")
-        _pool(e, code, value, index, window, padding)
+            filler, bordered = None, padding != VALID and bool(node.settings.get("count_include_pad", 0))
+            if padding is None and not bordered:
+                raise e.refuse("it leaves an uneven padding out of its average (count_include_pad=0)")
+        index = _with_border(e, value, window, filler) if bordered else value.index
+        _pool(e, code, value, index, window, VALID if bordered or padding is None else padding)
 
     return handle
 
@@ -257,25 +260,17 @@ def _reaching(window: Window, node: Node, value: Value, made: tuple[int, ...]) -
     return Window(window.size, window.stride, window.dilation, window.before, after)
 
 
-def _explicitly_padded(e: Lowering, value: Value, window: Window) -> tuple[int, int]:
-    """Padded with zeros that count."""
-    pads = [(0, 0), *zip(window.before, window.after, strict=True), (0, 0)]
-    shape = tuple(n + before + after for n, (before, after) in zip(value.stored, pads, strict=True))
-    return e.add("PAD", (value.index, e.integers(pads)), shape, e.grid_of(value), table="Pad"), VALID
-
-
 def _pool(e: Lowering, code: str, value: Value, index: int, window: Window, padding: int) -> None:
     tensor = e.node.outputs[0]
-    grid = e.kept_grid(tensor, value) if code == "MAX_POOL_2D" else e.grid(tensor)
     made = e.add(
-        code, (index,), _map_shape(e, tensor), grid, name=tensor, table="Pool2D", **window.options, Padding=padding,
-        FilterHeight=window.size[0], FilterWidth=window.size[1],
+        code, (index,), _map_shape(e, tensor), e.grid_of(value), name=tensor, table="Pool2D", **window.options,
+        Padding=padding, FilterHeight=window.size[0], FilterWidth=window.size[1],
     )  # fmt: skip
     _finish(e, tensor, made)
 
 
 def global_pooling(e: Lowering, node: Node) -> None:
-    """One window over the whole map; a mean where that is larger than a window may be."""
+    """One window over the whole map, which is shorter than a mean; a mean where that is larger than a window may be."""
     value = _map(e, node.inputs[0])
     height, width = value.shape[2:]
     if height <= _TALLEST_WINDOW and height * width <= _LARGEST_WINDOW:
