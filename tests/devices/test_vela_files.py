@@ -12,6 +12,7 @@ pytest.importorskip("ethosu.regor", reason="the npu extra is not installed")
 from autocompress.devices import open_device
 from autocompress.devices.vela.lowering import lowered
 from autocompress.devices.vela.operators import HANDLERS
+from autocompress.devices.vela.source import Source
 from autocompress.devices.vela.tflite import Model, Precision, schema, to_bytes
 from tests.devices.vela_nets import FAMILIES, ZOO, Several, codes, planned, profile, write
 from tests.onnx_files import CHANNELS, write_net
@@ -107,14 +108,10 @@ def test_every_accelerator_takes_what_the_zoo_leaves_out(tmp_path):
         assert on_host <= {"LOG_SOFTMAX", "ELU"}
 
 
-@pytest.mark.parametrize(("name", "int8"), [*ZOO, ("resnet", slice(1)), ("mobilenet", slice(2, None))])
-def test_the_file_computes_what_the_onnx_file_does(name, int8, tmp_path):
-    """Oracle: TensorFlow Lite's own interpreter, where it is installed. The result has steps of 1/16 or finer."""
+def interpreted(model: bytes, sample: np.ndarray) -> np.ndarray:
+    """What TensorFlow Lite's own interpreter makes of a sample, where it is installed."""
     interpreters = pytest.importorskip("ai_edge_litert.interpreter", reason="ai-edge-litert is not installed")
-    *_, path = planned(name, tmp_path / "net.onnx", int8)
-    sample = make(name)[1][:1].numpy()
-    (tmp_path / "net.tflite").write_bytes(to_bytes(lowered(path, HANDLERS)))
-    interpreter = interpreters.Interpreter(model_path=str(tmp_path / "net.tflite"), num_threads=1)
+    interpreter = interpreters.Interpreter(model_content=model, num_threads=1)
     interpreter.allocate_tensors()
     given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     stored = sample.transpose(0, 2, 3, 1) if sample.ndim == 4 else sample.astype(given["dtype"])
@@ -124,5 +121,25 @@ def test_the_file_computes_what_the_onnx_file_does(name, int8, tmp_path):
     interpreter.set_tensor(given["index"], stored)
     interpreter.invoke()
     result, (scale, zero) = interpreter.get_tensor(made["index"]).astype(np.float32), made["quantization"]
-    result = (result - zero) * scale if scale else result
-    np.testing.assert_allclose(result, open_device("ort:cpu").open(path).run(sample), atol=1 / 16)
+    return (result - zero) * scale if scale else result
+
+
+@pytest.mark.parametrize(("name", "int8"), [*ZOO, ("resnet", slice(1)), ("mobilenet", slice(2, None))])
+def test_the_file_computes_what_the_onnx_file_does(name, int8, tmp_path):
+    """Oracle. The result has steps of 1/16 or finer."""
+    *_, path = planned(name, tmp_path / "net.onnx", int8)
+    sample = make(name)[1][:1].numpy()
+    found = interpreted(to_bytes(lowered(path, HANDLERS)), sample)
+    np.testing.assert_allclose(found, open_device("ort:cpu").open(path).run(sample), atol=1 / 16)
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "shufflenet", "dense", "transformer", "several"])
+def test_written_in_float_the_file_computes_exactly_what_the_onnx_file_does(name, tmp_path, monkeypatch):
+    """Oracle for the operators: with every one of them in float no grid stands between."""
+    net, sample = (Several(), torch.rand(1, 3, 8, 8)) if name == "several" else make(name)
+    path = write(tmp_path / "net.onnx", net, sample[:1])
+    monkeypatch.setattr(Source, "is_float", False)
+    model = lowered(path, HANDLERS)
+    assert not any(tensor.precision is Precision.INT8 for tensor in model.tensors)
+    found = interpreted(to_bytes(model), sample[:1].numpy())
+    np.testing.assert_allclose(found, open_device("ort:cpu").open(path).run(sample[:1].numpy()), atol=1e-5)

@@ -27,15 +27,15 @@ _FUNCTION_CYCLES = 20.0
 """Assumed: a polynomial approximation of exp, tanh, a root or a division; no vendor states it."""
 
 CORTEX_M55 = HostCpu("Cortex-M55", 2.0, 8.0, 8.0, _FUNCTION_CYCLES, _LAUNCH_CYCLES)
-"""Helium works on 64 bits a cycle: 2 fp32 or 8 int8 multiply-accumulates, loads and stores of 8 bytes (Arm, Cortex-M55
-Processor Datasheet). These are peaks that no interpreter reaches: fallback is priced too low rather than too high."""
+"""Helium does two of its four 32-bit beats a cycle on this core: 2 fp32 or 8 int8 multiply-accumulates, 8 bytes (Marsh,
+Arm Helium Technology, 2020). No interpreter reaches these peaks: fallback is priced too low rather than too high."""
 
 CORTEX_M85 = HostCpu("Cortex-M85", 2.0, 8.0, 8.0, _FUNCTION_CYCLES, _LAUNCH_CYCLES)
-"""The same width of Helium as the Cortex-M55 (Arm, Cortex-M85 Processor Datasheet)."""
+"""Assumed: as wide as the Cortex-M55."""
 
 CORTEX_A55 = HostCpu("Cortex-A55", 4.0, 16.0, 16.0, _FUNCTION_CYCLES, _LAUNCH_CYCLES)
-"""One 128-bit FMLA (4 fp32) or SDOT (16 int8) a cycle (Arm, Cortex-A55 Software Optimization Guide); the core beside
-the Ethos-U65 of NXP's i.MX 93. Loads of 16 bytes a cycle are assumed, from the same width."""
+"""A 128-bit FMLA (4 fp32) or SDOT (16 int8) takes both of its pipes for one cycle (LLVM, AArch64SchedA55.td); 16 bytes a
+cycle are assumed, from the same width. It is the core beside the Ethos-U65 of NXP's i.MX 93."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,7 @@ PLATFORMS: dict[str, Platform] = {}
 """By accelerator: every one of Vela 5.2.0, in the system and memory that Vela takes by default (its
 ArchitectureFeatures._set_default_sys_config and _set_default_mem_mode); the clock is core_clock in vela.ini.
 
-Widths step by 16: feature maps are stored in bricks of 16 channels (NHCWB16, Arm, Ethos-U55 NPU Technical Reference
-Manual). Half steps of 8 show in some layers of the U55, and the U65 is not even monotonic; a search that wants those
+Widths step by 16: feature maps are stored in bricks of 16 channels (Vela's format NHCWB16). Half steps of 8 show in some layers of the U55, and the U65 is not even monotonic; a search that wants those
 asks Vela, not this number."""
 
 _platforms(

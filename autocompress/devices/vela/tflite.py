@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -89,11 +90,13 @@ def to_bytes(model: Model) -> bytes:
     return _Writer(model).written()
 
 
+@cache
 def schema(name: str) -> ModuleType:
     """A module of the TensorFlow Lite schema: a table's accessors and builders, or an enumeration."""
     return import_module(f"ethosu.vela.tflite.{name}")
 
 
+@cache
 def enumerated(enumeration: str, member: str) -> int:
     value: int = getattr(getattr(schema(enumeration), enumeration), member)
     return value
