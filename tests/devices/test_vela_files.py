@@ -14,7 +14,7 @@ from autocompress.devices.vela.lowering import lowered
 from autocompress.devices.vela.operators import HANDLERS
 from autocompress.devices.vela.source import Source
 from autocompress.devices.vela.tflite import Model, Precision, schema, to_bytes
-from tests.devices.vela_nets import FAMILIES, ZOO, Several, codes, planned, profile, write
+from tests.devices.vela_nets import FAMILIES, ZOO, Several, Turned, codes, planned, profile, write
 from tests.onnx_files import CHANNELS, write_net
 from tests.zoo import make
 
@@ -108,13 +108,13 @@ def test_every_accelerator_takes_what_the_zoo_leaves_out(tmp_path):
         assert on_host <= {"LOG_SOFTMAX", "ELU"}
 
 
-def interpreted(model: bytes, sample: np.ndarray) -> np.ndarray:
-    """What TensorFlow Lite's own interpreter makes of a sample, where it is installed."""
+def interpreted(model: bytes, sample: np.ndarray, *, image: bool = True) -> np.ndarray:
+    """What TensorFlow Lite's own interpreter, if installed, makes of a sample; an image is stored channels-last."""
     interpreters = pytest.importorskip("ai_edge_litert.interpreter", reason="ai-edge-litert is not installed")
     interpreter = interpreters.Interpreter(model_content=model, num_threads=1)
     interpreter.allocate_tensors()
     given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    stored = sample.transpose(0, 2, 3, 1) if sample.ndim == 4 else sample.astype(given["dtype"])
+    stored = sample.transpose(0, 2, 3, 1) if image and sample.ndim == 4 else sample.astype(given["dtype"])
     scale, zero = given["quantization"]
     if scale:
         stored = np.clip(np.round(stored / scale) + zero, -128, 127).astype(np.int8)
@@ -133,13 +133,14 @@ def test_the_file_computes_what_the_onnx_file_does(name, int8, tmp_path):
     np.testing.assert_allclose(found, open_device("ort:cpu").open(path).run(sample), atol=1 / 16)
 
 
-@pytest.mark.parametrize("name", ["resnet", "mobilenet", "shufflenet", "dense", "transformer", "several"])
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "shufflenet", "dense", "transformer", "Several", "Turned"])
 def test_written_in_float_the_file_computes_exactly_what_the_onnx_file_does(name, tmp_path, monkeypatch):
     """Oracle for the operators: with every one of them in float no grid stands between."""
-    net, sample = (Several(), torch.rand(1, 3, 8, 8)) if name == "several" else make(name)
+    own = {"Several": (Several(), torch.rand(1, 3, 8, 8)), "Turned": (Turned(), torch.rand(1, 5, 5, 5))}
+    net, sample = own.get(name) or make(name)
     path = write(tmp_path / "net.onnx", net, sample[:1])
     monkeypatch.setattr(Source, "is_float", False)
     model = lowered(path, HANDLERS)
     assert not any(tensor.precision is Precision.INT8 for tensor in model.tensors)
-    found = interpreted(to_bytes(model), sample[:1].numpy())
+    found = interpreted(to_bytes(model), sample[:1].numpy(), image=name != "Turned")
     np.testing.assert_allclose(found, open_device("ort:cpu").open(path).run(sample[:1].numpy()), atol=1e-5)

@@ -59,13 +59,22 @@ class Several(nn.Module):
         self.wide = nn.Conv2d(3, 8, 3, padding=2, dilation=2)
         self.grouped = nn.Conv2d(8, 8, 3, 2, 1, groups=2)
         self.norm = nn.BatchNorm2d(8)
-        self.up = nn.ConvTranspose2d(8, 8, 4, 2, 1)
+        self.up, self.odd = nn.ConvTranspose2d(8, 8, 4, 2, 1), nn.ConvTranspose2d(8, 8, 3, 2, 1, 1)
         self.head = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(nn.functional.hardtanh(self.wide(x), -0.7, 0.9))
         y = nn.functional.avg_pool2d(nn.functional.elu(self.grouped(x)), 3, 1, 1)
-        y = self.up(nn.functional.max_pool2d(y, 3, 2, 1)) + nn.functional.hardsigmoid(y)
+        small = nn.functional.max_pool2d(y, 3, 2, 1)
+        y = self.up(small) + self.odd(small) * nn.functional.hardsigmoid(y)
         y = nn.functional.interpolate(nn.functional.leaky_relu(y, 0.2), scale_factor=2.0, mode="nearest")
         z = self.line((nn.functional.pad(y, (1, 0, 0, 1))[:, :, 1:, :-1] * x).flatten(2))
         return self.head(torch.log_softmax(z.amax(2), 1)) / 2
+
+
+class Turned(nn.Module):
+    """One tensor, read in three orders of its axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = x.permute(0, 2, 3, 1).softmax(1), x.permute(0, 3, 1, 2).softmax(1)
+        return (x.softmax(1) + turned[0] + turned[1]).flatten(1)

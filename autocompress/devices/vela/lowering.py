@@ -59,8 +59,8 @@ class Lowering:
         self.node = Node("", "", (), (), {})
         self.int8 = False
         self._values: dict[str, Value] = {}
-        self._arranged: dict[tuple[int, Order], Value] = {}
-        self._converted: dict[int, Value] = {}
+        self._arranged: dict[tuple[int, Order], int] = {}
+        self._converted: dict[int, int] = {}
         self._done: set[str] = set()
 
     def run(self, handlers: Mapping[str, Handler]) -> Model:
@@ -69,7 +69,7 @@ class Lowering:
         for node in self.source.nodes:
             if node.outputs[0] not in self._done:
                 self._lower(node, handlers)
-        self.model.outputs = [self.value(name).index for name in self.source.outputs]
+        self.model.outputs = [self._output(name) for name in self.source.outputs]
         return self.model
 
     def skip(self, node: Node) -> None:
@@ -100,26 +100,21 @@ class Lowering:
 
     def arrange(self, value: Value, order: Order) -> Value:
         """The same tensor stored in another order: a reshape where only axes of one element move."""
-        key = (value.index, order)
         if value.order == order:
             return value
+        places = tuple(value.order.index(axis) for axis in order)
+        key = (value.index, places)
         if key not in self._arranged:
-            stored = tuple(value.shape[axis] for axis in order)
-            moved = [axis for axis in value.order if value.shape[axis] > 1]
-            if moved == [axis for axis in order if value.shape[axis] > 1]:
-                index = self.view(value.index, stored)
-            else:
-                places = self.integers([value.order.index(axis) for axis in order])
-                index = self.add("TRANSPOSE", (value.index, places), stored, self.grid_of(value), table="Transpose")
-            self._arranged[key] = Value(index, value.shape, order)
-        return self._arranged[key]
+            self._arranged[key] = self._turned(value, places)
+        return Value(self._arranged[key], value.shape, order)
 
     def view(self, index: int, shape: tuple[int, ...], name: str = "") -> int:
         """A stored tensor in another shape."""
         if self.model.tensors[index].shape == shape:
             return index
-        grid = self.model.tensors[index].grid
-        return self.add("RESHAPE", (index, self.integers(shape)), shape, grid, name=name, table="Reshape")
+        old = self.model.tensors[index]
+        inputs = (index, self.integers(shape))
+        return self.add("RESHAPE", inputs, shape, old.grid, name=name, table="Reshape", precision=old.precision)
 
     def add(
         self,
@@ -250,12 +245,29 @@ class Lowering:
         self._values[name] = Value(self.model.add_tensor(Tensor(name, stored, kind, grid)), shape, order)
         self.model.inputs.append(self._values[name].index)
 
+    def _output(self, name: str) -> int:
+        """A result is handed over in its own order of axes, or as an image."""
+        value = self.value(name)
+        rank = len(value.shape)
+        order = value.order if value.order == channels_last(rank) else plain(rank)
+        return self.arrange(value, order).index
+
     def _is_image(self, tensor: str) -> bool:
         readers = self.source.readers(tensor)
         return any(
             reader.op in _SPATIAL or (reader.op in _TRANSPARENT and self._is_image(reader.outputs[0]))
             for reader in readers
         )
+
+    def _turned(self, value: Value, places: Order) -> int:
+        """A tensor with its stored axes in another order."""
+        stored = tuple(value.stored[place] for place in places)
+        large = [place for place in places if value.stored[place] > 1]
+        if large == sorted(large):
+            return self.view(value.index, stored)
+        old = self.model.tensors[value.index]
+        inputs = (value.index, self.integers(places))
+        return self.add("TRANSPOSE", inputs, stored, old.grid, table="Transpose", precision=old.precision)
 
     def _in_precision(self, tensor: str, value: Value) -> Value:
         """Adds the conversion, once, that a reader of the other precision needs; it runs on the host CPU."""
@@ -264,9 +276,8 @@ class Lowering:
         if found in (wanted, Precision.INT32):
             return value
         if value.index not in self._converted:
-            index = self._conversion(tensor, value, wanted)
-            self._converted[value.index] = Value(index, value.shape, value.order)
-        return self._converted[value.index]
+            self._converted[value.index] = self._conversion(tensor, value, wanted)
+        return Value(self._converted[value.index], value.shape, value.order)
 
     def _conversion(self, tensor: str, value: Value, wanted: Precision) -> int:
         """Named after the node of the file that converts, if there is one."""

@@ -34,8 +34,8 @@ CORTEX_M85 = HostCpu("Cortex-M85", 2.0, 8.0, 8.0, _FUNCTION_CYCLES, _LAUNCH_CYCL
 """Assumed: as wide as the Cortex-M55."""
 
 CORTEX_A55 = HostCpu("Cortex-A55", 4.0, 16.0, 16.0, _FUNCTION_CYCLES, _LAUNCH_CYCLES)
-"""A 128-bit FMLA (4 fp32) or SDOT (16 int8) takes both of its pipes for one cycle (LLVM, AArch64SchedA55.td); 16 bytes a
-cycle are assumed, from the same width. It is the core beside the Ethos-U65 of NXP's i.MX 93."""
+"""A 128-bit FMLA (4 fp32) or SDOT (16 int8) takes both of its pipes for one cycle (LLVM, AArch64SchedA55.td); 16 bytes
+a cycle are assumed, from the same width. It is the core beside the Ethos-U65 of NXP's i.MX 93."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ PLATFORMS: dict[str, Platform] = {}
 """By accelerator: every one of Vela 5.2.0, in the system and memory that Vela takes by default (its
 ArchitectureFeatures._set_default_sys_config and _set_default_mem_mode); the clock is core_clock in vela.ini.
 
-Widths step by 16: feature maps are stored in bricks of 16 channels (Vela's format NHCWB16). Half steps of 8 show in some layers of the U55, and the U65 is not even monotonic; a search that wants those
-asks Vela, not this number."""
+Widths step by 16: feature maps are stored in bricks of 16 channels (Vela's format NHCWB16). Half steps of 8 show in
+some layers of the U55, and the U65 is not even monotonic; a search that wants those asks Vela, not this number."""
 
 _platforms(
     "ethos-u55", (32, 64, 128, 256), ("Ethos_U55_High_End_Embedded", "Shared_Sram", 500e6), 16, CORTEX_M55

@@ -10,6 +10,9 @@ from autocompress.devices.vela.lowering import ASSUMED, Handler, Lowering, Order
 from autocompress.devices.vela.source import Constant, Node, Numbers
 from autocompress.devices.vela.tflite import NUMPY_TYPES, Grid, Precision, Tensor
 
+MapShape = tuple[int, int, int, int]
+"""(1, height, width, channels)."""
+
 SAME, VALID = 0, 1
 """The schema's paddings: as much as keeps ceil(size / stride) positions, its larger half behind; or none."""
 
@@ -84,7 +87,7 @@ def _finish(e: Lowering, tensor: str, index: int) -> None:
     e.bind(tensor, e.view(index, tuple(shape[axis] for axis in order)), order)
 
 
-def _map_shape(e: Lowering, tensor: str) -> tuple[int, int, int, int]:
+def _map_shape(e: Lowering, tensor: str) -> MapShape:
     """(1, height, width, channels) of a tensor of the file."""
     shape = e.source.shape(tensor)
     height, width = ((1,) * (4 - len(shape)) + shape[2:])[-2:]
@@ -201,7 +204,7 @@ def _kernel_of_two_axes(e: Lowering, weights: int, rank: int) -> int:
 
 
 def transposed_convolution(e: Lowering, node: Node) -> None:
-    """The schema's SAME cuts what a padding of (window - stride) / 2 cuts; anything else is cut off afterwards."""
+    """The schema's SAME makes input times stride and cuts the rest evenly; any other padding is cut off afterwards."""
     shape = e.source.shape(node.inputs[1])
     if node.settings.get("group", 1) != 1 or len(shape) != 4:
         raise e.refuse("only transposed convolutions over two axes in one group can be")
@@ -212,20 +215,43 @@ def transposed_convolution(e: Lowering, node: Node) -> None:
     weights, bias = _operands(e, node, value, shape[1], (1, 2, 3, 0), 0)
     tensor, activation = e.fused_activation()
     wanted = _map_shape(e, tensor)
-    cut = any((*window.before, *window.after))
-    sizes = [(n - 1) * s + k for n, s, k in zip(value.shape[2:], window.stride, window.size, strict=True)]
-    same = all(out == n * s for out, n, s in zip(wanted[1:3], value.shape[2:], window.stride, strict=True))
-    padding = SAME if cut and same else VALID
-    made_shape = wanted if padding == SAME else (wanted[0], *sizes, wanted[3])
-    if padding == VALID and cut:
-        raise e.refuse("its padding leaves another size than input times stride")
-    if made_shape != wanted:
-        raise e.refuse("its output is padded")
+    padding = SAME if _cuts_evenly(value, window, wanted) else VALID
+    made_shape = wanted if padding == SAME else _uncut(value, window, wanted)
     made = e.add(
-        "TRANSPOSE_CONV", (e.integers(made_shape), weights, value.index, bias), wanted, e.grid(tensor),
+        "TRANSPOSE_CONV", (e.integers(made_shape), weights, value.index, bias), made_shape, e.grid(tensor),
         name=tensor, table="TransposeConv", **window.options, Padding=padding, FusedActivationFunction=activation,
     )  # fmt: skip
-    _finish(e, tensor, made)
+    _finish(e, tensor, _cut_out(e, made, window, wanted))
+
+
+def _cuts_evenly(value: Value, window: Window, wanted: MapShape) -> bool:
+    """Whether the schema's SAME makes this map."""
+    return all(
+        out == n * stride and size >= stride and before == (size - stride) // 2
+        for out, n, stride, size, before in zip(
+            wanted[1:3], value.shape[2:], window.stride, window.size, window.before, strict=True
+        )
+    )
+
+
+def _uncut(value: Value, window: Window, wanted: MapShape) -> MapShape:
+    """The map before its padding is cut off."""
+    height, width = (
+        (n - 1) * stride + size for n, stride, size in zip(value.shape[2:], window.stride, window.size, strict=True)
+    )
+    return wanted[0], height, width, wanted[3]
+
+
+def _cut_out(e: Lowering, made: int, window: Window, wanted: MapShape) -> int:
+    tensor = e.model.tensors[made]
+    if tensor.shape == wanted:
+        return made
+    starts = (0, *window.before, 0)
+    ends = [start + size for start, size in zip(starts, wanted, strict=True)]
+    if any(end > size for end, size in zip(ends, tensor.shape, strict=True)):
+        raise e.refuse("its output is padded beyond what it computes")
+    bounds = [e.integers(numbers) for numbers in (starts, ends, (1, 1, 1, 1))]
+    return e.add("STRIDED_SLICE", (made, *bounds), wanted, tensor.grid, table="StridedSlice")
 
 
 def pooling(code: str) -> Handler:
