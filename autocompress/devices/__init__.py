@@ -1,6 +1,6 @@
-"""Finding devices: one file a runtime, imported when one of its devices is asked for.
+"""Finding devices: one file (or package) a runtime, imported when one of its devices is asked for.
 
-A device file has two functions: `available() -> list[Availability]`, which says what is usable here without importing
+It has two functions: `available() -> list[Availability]`, which says what is usable here without importing
 anything heavy, and `open_device(variant) -> Device`, which gets what follows the colon in `family:variant`.
 """
 
@@ -17,7 +17,7 @@ DEFAULT_DEVICE = "ort:cpu"
 
 
 def families() -> list[str]:
-    """Names of the runtimes, one per file."""
+    """Names of the runtimes, one per file or package."""
     return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
 
 
