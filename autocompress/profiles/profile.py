@@ -1,7 +1,7 @@
 """A hardware profile: prices a plan's kernels on one device, saved as text and fitted again when loaded."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import environ, pathsep
@@ -15,11 +15,14 @@ from autocompress.profiles.files import Description, KernelRow, ModelRow, Role, 
 from autocompress.profiles.kernel_times import KernelTimes, RooflineTimes, SiteTimes
 from autocompress.profiles.predictor import Observation, Prediction, Predictor
 from autocompress.profiles.sites import Site, sites
-from autocompress.workload import Capabilities, Kernel, Kernels, Latency
+from autocompress.workload import Capabilities, DType, Kernel, Kernels, Latency
 
 UNCALIBRATED = 3.0
 """A roofline bounds a kernel's time from below; that real ones take at most this many times as long is an assumption,
 stated as the interval of a profile that nothing was measured for."""
+
+_CONVERTED = frozenset({"conv", "linear"})
+"""What an int8 conversion computes in int8 by itself; what moves or combines its results follows."""
 
 SEARCH_PATH_VARIABLE = "AUTOCOMPRESS_PROFILES"
 
@@ -70,17 +73,17 @@ class Profile:
     def predict(self, kernels: Kernels | Sequence[Kernel]) -> Latency:
         """Seconds at batch size 1, with an interval that covers 90 % of models like the held-out ones; what can't be
         faster than a roofline is stated to take at most UNCALIBRATED times as long."""
-        return self._latency(self._predictor.predict(list(sites(kernels).values())))
+        return self._latency(self._predictor.predict(list(self._sites(kernels).values())))
 
     def breakdown(self, kernels: Kernels | Sequence[Kernel]) -> dict[str, float]:
         """Seconds of each lowered kernel; they add up to the prediction but for a constant per model."""
-        where = sites(kernels)
+        where = self._sites(kernels)
         prices = self._predictor.prices(list(where.values())) * self.reference_s
         return dict(zip(where, prices.tolist(), strict=True))
 
     def warm(self, plans: Iterable[Kernels | Sequence[Kernel]]) -> None:
         """Price the kernels of many plans at once, so that predicting them is only adding up."""
-        self._predictor.warm(site for kernels in plans for site in sites(kernels).values())
+        self._predictor.warm(site for kernels in plans for site in self._sites(kernels).values())
 
     def with_measurements(self, measured: Sequence[tuple[Kernels | Sequence[Kernel], float]]) -> "Profile":
         """The same profile, corrected by measured models: pairs of kernels and ratio to the reference.
@@ -133,6 +136,12 @@ class Profile:
         scores += [row.score for row in self.models if row.score is not None]
         return Predictor(self._times, self._observed(*Role), scores)
 
+    def _sites(self, kernels: Kernels | Sequence[Kernel]) -> dict[str, Site]:
+        """On hardware that has nothing but int8, a plan that says nothing of formats stands for its int8 conversion."""
+        if isinstance(kernels, Mapping) and DType.FP32 not in self.description.dtypes:
+            kernels = _converted(kernels)
+        return sites(kernels)
+
     def _observed(self, *roles: Role) -> list[Observation]:
         return [Observation(row.sites, row.ratio) for row in self.models if row.role in roles]
 
@@ -146,7 +155,7 @@ class Profile:
         return Latency(seconds, low, high, prediction.measured_fraction, origin)
 
     def _search_row(self, name: str, kernels: Kernels | Sequence[Kernel], ratio: float) -> ModelRow:
-        where = tuple(sites(kernels).values())
+        where = tuple(self._sites(kernels).values())
         score = self._predictor.score(Observation(where, ratio))
         return ModelRow(id=name, role=Role.SEARCH, ratio=ratio, low=ratio, high=ratio, score=score, sites=where)
 
@@ -181,6 +190,15 @@ def profile_of(device: str) -> Profile | None:
     """The first measured profile on the search path that is of this device, if any."""
     names = (name for name, found in descriptions().items() if found.device == device and found.rates is None)
     return next((load(name) for name in names), None)
+
+
+def _converted(kernels: Kernels) -> Kernels:
+    if any(kernel.workload.dtype is DType.INT8 for kernel in kernels.values()):
+        return kernels
+    return {
+        name: kernel.with_workload(dtype=DType.INT8) if kernel.workload.op in _CONVERTED else kernel
+        for name, kernel in kernels.items()
+    }
 
 
 def _find(name_or_path: str | Path) -> Path:

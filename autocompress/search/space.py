@@ -86,6 +86,7 @@ class Space:
     own_students: Mapping[Student, frozenset[str]] = field(default_factory=dict)
     elsewhere: frozenset[str] = frozenset()
     slowing: tuple[Slowing, ...] = ()
+    always: tuple[Step, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Decision]:
@@ -121,7 +122,11 @@ class Space:
 
     def canonical(self, plan: Plan) -> Plan:
         """The plan without the steps that change nothing: decisions to keep what is there, decisions about what a
-        dropped branch takes with it, and widths that the student's narrower ones decide already."""
+        dropped branch takes with it, and widths that the student's narrower ones decide already; with the steps that
+        every plan has."""
+        given = {(type(step.config), step.target) for step in plan.steps}
+        forced = tuple(step for step in self.always if (type(step.config), step.target) not in given)
+        plan = Plan(plan.fingerprint, (*plan.steps, *forced))
         student = next(iter(plan.configs(Student).values()), None)
         if student is not None and student in self.own_students:
             return self._standing(plan, self.own_students[student])
@@ -167,6 +172,9 @@ def find_space(
     `seconds` are the predicted times of a plan on the devices: options that shorten none of them, neither in fp32 nor
     beside int8 everywhere, each against the next milder one, are left out. Without it all are offered.
     """
+    always = _only_format(graph, methods, capabilities)
+    if always:
+        decisions = [kind for kind in decisions if kind != "quantize"]
     found = [
         _decision(method, target, method.options(target, graph, capabilities), graph)
         for method in methods
@@ -175,14 +183,16 @@ def find_space(
     ]
     if "quantize" in decisions:
         found += _formats_elsewhere(graph, methods, capabilities)
-    space = _space(graph, [decision for decision in found if len(decision.options) > 1])
+    space = replace(_space(graph, [decision for decision in found if len(decision.options) > 1]), always=always)
     if seconds is None:
         return space
     contexts = [{}, {d.name: 1 for d in space.of(Quantize)}]
     slowing: list[Slowing] = []
     paying = [_paying(d, space, contexts, seconds, slowing) for d in space.decisions]
     return replace(
-        _space(graph, [decision for decision in paying if len(decision.options) > 1]), slowing=tuple(slowing)
+        _space(graph, [decision for decision in paying if len(decision.options) > 1]),
+        slowing=tuple(slowing),
+        always=always,
     )
 
 
@@ -225,6 +235,20 @@ def _formats_elsewhere(graph: Graph, methods: Sequence[Method], capabilities: Ca
                     options = method.options(target, student, capabilities)
                     found[target] = _decision(method, target, options, student)
     return [found[target] for target in sorted(found)]
+
+
+def _only_format(graph: Graph, methods: Sequence[Method], capabilities: Capabilities) -> tuple[Step, ...]:
+    """What every layer computes in on hardware without fp32."""
+    if DType.FP32 in capabilities.dtypes:
+        return ()
+    targets = {
+        target
+        for method in methods
+        if method.config is Quantize
+        for traced in (graph, *graph.students.values())
+        for target in method.targets(traced)
+    }
+    return tuple(Step(target, Quantize(DType.INT8)) for target in sorted(targets))
 
 
 def _space(graph: Graph, decisions: Sequence[Decision]) -> Space:
