@@ -4,7 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from autocompress.graph import Graph
+from autocompress.methods import methods
 from autocompress.profiles import Profile
+from autocompress.search.paying import paying_space
+from autocompress.search.space import Slowing
 from autocompress.task import Task
 from autocompress.tracing import trace_task
 from autocompress.workload import Kernel, Latency, Workload
@@ -38,7 +41,8 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """`frozen_layers` maps a layer to the reason it is left alone. `latency` is None without a profile."""
+    """`frozen_layers` maps a layer to the reason it is left alone. `slowing` are the options that a search on this
+    profile would not offer, as the device would not get faster. Without a profile there are none, and no `latency`."""
 
     fingerprint: str
     parameters: int
@@ -48,6 +52,7 @@ class Inspection:
     frozen_layers: dict[str, str]
     latency: Latency | None
     profile: str | None
+    slowing: tuple[Slowing, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,6 +71,7 @@ def inspect_task(task: Task, profile: Profile | None = None) -> Inspection:
         {name: layer.frozen for name, layer in graph.layers.items() if layer.frozen},
         profile.predict(graph.kernels) if profile else None,
         profile.name if profile else None,
+        paying_space(graph, methods(), profile.capabilities, [profile]).slowing if profile else (),
     )
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FRONT_ROWS = 12
 """The live view shows this many models of the front, spread evenly over it."""
 
+SLOWING_ROWS = 12
+"""Of the options that would slow a device the worst are shown."""
+
 _PLAIN_WIDTH = 140
 """Columns where the output is no terminal."""
 
@@ -96,7 +99,17 @@ def inspection_view(found: "Inspection") -> Group:
     if found.frozen_layers:
         frozen = table("layer", "reason", rows=found.frozen_layers.items(), title="Layers left alone", left=2)
         parts.append(frozen)
+    if found.slowing:
+        parts.append(_slowing_table(found))
     return Group(*parts)
+
+
+def _slowing_table(found: "Inspection") -> RenderableType:
+    worst = sorted(found.slowing, key=lambda option: -option.factor)
+    rows = [(option.decision, option.value, f"{option.factor:.2f}x") for option in worst[:SLOWING_ROWS]]
+    more = f", {len(worst) - SLOWING_ROWS} more" if len(worst) > SLOWING_ROWS else ""
+    title = f"Not offered on {found.profile}: predicted no faster than the next milder option{more}"
+    return table("decision", "option", "time", rows=rows, title=title, left=2)
 
 
 def _kernel_cells(row: Any) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ from plotly.offline import get_plotlyjs
 from autocompress.report.plots import comparison_figure, decisions_figure, front_figure, prediction_figure, time_figure
 from autocompress.report.records import Records
 
+SLOWING_ROWS = 12
+"""So many of the options that were left out are listed."""
+
 Cell = Callable[[Any], str]
 
 
@@ -64,8 +67,25 @@ def _front_section(records: Records) -> str:
 def _decisions_section(records: Records) -> str:
     figure = decisions_figure(records)
     if figure is None:
-        return "<p>No front model changes anything.</p>"
-    return f"<p>Rows are layers and channel groups, columns the front models, fastest first.</p>{_html(figure)}"
+        return f"<p>No front model changes anything.</p>{_left_out(records)}"
+    told = "<p>Rows are layers and channel groups, columns the front models, fastest first.</p>"
+    return f"{told}{_html(figure)}{_left_out(records)}"
+
+
+def _left_out(records: Records) -> str:
+    """What would not have made the device faster, the worst first."""
+    if not records.slowing:
+        return ""
+    worst = sorted(records.slowing, key=lambda option: -option.factor)[:SLOWING_ROWS]
+    frame = pd.DataFrame([asdict(option) for option in worst])
+    columns: list[tuple[str, str, Cell]] = [
+        ("decision", "decision", _text), ("option", "value", _text), ("time, at best", "factor", _times),
+    ]  # fmt: skip
+    told = (
+        f"<p>{len(records.slowing)} options were left out before the search, since no device was predicted to get "
+        "faster by them; beside the next milder option a model with one takes:</p>"
+    )
+    return told + _table(frame, columns, pd.Series([False] * len(frame)))
 
 
 def _prediction_section(records: Records) -> str:

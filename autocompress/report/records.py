@@ -13,6 +13,7 @@ from autocompress.plan import Plan
 from autocompress.search.candidate import Candidate
 from autocompress.search.engine import Baseline, Lesson
 from autocompress.search.records import RunFolder
+from autocompress.search.space import Slowing
 from autocompress.search.study import Study, load
 
 _TEXT = ("id", "status", "artifact", "rung", "origin", "reason", "fastest_on")
@@ -34,6 +35,7 @@ class Records:
     complete: bool
     comparison: Comparison | None = None
     lessons: Sequence[Lesson] = ()
+    slowing: Sequence[Slowing] = ()
 
 
 def read_records(run: Path) -> Records:
@@ -55,6 +57,7 @@ def read_records(run: Path) -> Records:
         study.complete,
         read_comparison(run),
         study.lessons,
+        study.slowing,
     )
 
 

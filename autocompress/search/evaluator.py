@@ -37,6 +37,7 @@ from autocompress.repair.matching import divergence, outputs_of
 from autocompress.repair.statistics import collect
 from autocompress.search.candidate import Candidate
 from autocompress.search.engine import Baseline, Lesson, Price, Setup, Start, Timing, Timings, Trained
+from autocompress.search.paying import paying_space
 from autocompress.search.profiling import one_sample, profile_graph
 from autocompress.search.space import Space, find_space, single_plans
 from autocompress.search.targets import Target
@@ -117,20 +118,16 @@ class TorchEvaluator:
     def space(self) -> Space:
         """What pays on at least one device; where a size is to be kept, what only makes a model smaller is offered too.
 
-        Kernels of all single decisions are priced at once first: one by one takes a predictor far longer.
+        It is decided by the profiles as they were before any search corrected them: a resumed search finds the same.
         """
-        found = _methods(self._settings.importance)
-        everything = find_space(self.graph, found, self.capabilities, decisions=self._settings.decisions)
-        if self._settings.max_size_bytes is not None:
-            return everything
-        kernels = {plan.key: plan_kernels(plan, self.graph) for plan in single_plans(everything)}
+        found, asked = _methods(self._settings.importance), self._settings
+        if asked.max_size_bytes is not None:
+            return find_space(self.graph, found, self.capabilities, decisions=asked.decisions)
+        settled = [target.profile.without_search() for target in self.targets.values()]
+        space = paying_space(self.graph, found, self.capabilities, settled, asked.decisions)
         for target in self.targets.values():
-            target.settle(kernels.values())
-        return find_space(self.graph, found, self.capabilities, self._settled_s, self._settings.decisions)
-
-    def _settled_s(self, plan: Plan) -> list[float]:
-        kernels = plan_kernels(plan, self.graph)
-        return [target.settled(kernels) for target in self.targets.values()]
+            target.profile.warm(plan_kernels(plan, self.graph) for plan in single_plans(space))
+        return space
 
     def price(self, plan: Plan) -> Price:
         kernels = plan_kernels(plan, self.graph)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,7 @@ class _Session:
     def stages(self, sampler: BaseSampler | None) -> None:
         assert self.baseline is not None, "the session is open"
         space = self.evaluator.space()
+        self.state["slowing"] = [asdict(option) for option in space.slowing]
         if not space.decisions:
             raise ConfigError(
                 "there is nothing to decide about this model: every layer is frozen or `decisions` leaves none; "

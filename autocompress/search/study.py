@@ -15,6 +15,7 @@ from autocompress.search.engine import Baseline, Lesson
 from autocompress.search.ledger import best_front, columns, is_scored, row
 from autocompress.search.records import RunFolder, storage_error
 from autocompress.search.rungs import slowest_first
+from autocompress.search.space import Slowing
 from autocompress.workload import Artifact
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Study:
 
     `complete` is False while the search was stopped before its last stage ended: then what was measured so far counts.
     `lessons` are how far the profiles were off on each lot of models that was timed, before they learnt from it.
+    `slowing` are the options that were left out because the device would not get faster.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Study:
     stage_seconds: Mapping[str, float]
     complete: bool
     lessons: Sequence[Lesson] = ()
+    slowing: Sequence[Slowing] = ()
 
     @property
     def front(self) -> tuple[Candidate, ...]:
@@ -168,6 +171,7 @@ def load(run: Path | str) -> Study:
         stage_seconds=state.get("stage_seconds", {}),
         complete=bool(state.get("complete", False)),
         lessons=tuple(Lesson(**lesson) for lesson in state.get("lessons", [])),
+        slowing=tuple(Slowing(**option) for option in state.get("slowing", [])),
     )
 
 

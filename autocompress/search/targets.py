@@ -4,7 +4,7 @@ Prices follow the present speed of the device: a profile's times are ratios, and
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -55,11 +55,9 @@ class Target:
     absent: str = ""
     _scale: float = 1.0
     _reference_s: float = field(init=False)
-    _settled: Profile = field(init=False)
 
     def __post_init__(self) -> None:
         self._reference_s = self.profile.reference_s
-        self._settled = self.profile.without_search()
         try:
             self.device = self.profile.open_device()
             self.device.open(self.original)
@@ -75,16 +73,6 @@ class Target:
         found = self.profile.predict(kernels)
         seconds, low, high = (self._scale * bound for bound in (found.seconds, found.low, found.high))
         return Latency(seconds, low, high, found.measured_fraction, found.origin)
-
-    def settle(self, kernels: Iterable[Kernels]) -> None:
-        """Price the kernels of many plans at once, so that pricing them one by one is only adding up."""
-        known = list(kernels)
-        self.profile.warm(known)
-        self._settled.warm(known)
-
-    def settled(self, kernels: Kernels) -> float:
-        """Seconds by what was known before the search, so that a resumed one finds the same."""
-        return self._settled.predict(kernels).seconds
 
     def baseline(self, rewritten: Path, kernels: Kernels) -> tuple[Latency, Latency]:
         """The original as plainly exported and after the exact rewrites, whose kernels these are: timed if the device

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from autocompress.plan import Plan, Step
 from autocompress.report import write_report
 from autocompress.report.plots import decisions, front_figure, prediction_figure, time_figure
 from autocompress.report.records import read_records
+from autocompress.search.engine import Lesson
+from autocompress.search.records import RunFolder
+from autocompress.search.space import Slowing
 from autocompress.workload import DType
 
 from .conftest import CANDIDATES
@@ -136,3 +140,20 @@ def test_damaged_runs_are_refused_with_the_file_at_fault(
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nowhere holds no run"):
         write_report(tmp_path / "nowhere")
+
+
+def test_the_predictor_s_lessons_and_what_was_left_out_are_told(make_run: MakeRun) -> None:
+    run = make_run()
+    folder = RunFolder(run)
+    lessons = [Lesson("ort-cpu", 6, 0.031, 0.8), Lesson("ort-cpu", 5, 0.012, 1.0)]
+    slowing = [Slowing("quantize:conv1", "int8", 1.37), Slowing("prune:g2", 12, 1.0)]
+    folder.write_state(
+        folder.read_state() | {"lessons": [asdict(x) for x in lessons], "slowing": [asdict(x) for x in slowing]}
+    )
+    text, _ = read(run)
+    for cell in ("3.1%", "1.2%", "quantize:conv1", "1.37x", "2 options were left out before the search"):
+        assert cell in text, cell
+    (run / "report.html").unlink()
+    folder.write_state(folder.read_state() | {"lessons": [], "slowing": []})
+    text, _ = read(run)
+    assert "left out before the search" not in text and "mean error before" not in text

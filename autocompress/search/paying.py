@@ -1,0 +1,36 @@
+"""The space that is searched: decisions that are predicted to make a model faster on at least one of the devices."""
+
+from collections.abc import Sequence
+
+from autocompress.build import plan_kernels
+from autocompress.graph.types import Graph
+from autocompress.methods import Method
+from autocompress.plan import Plan
+from autocompress.profiles import Profile
+from autocompress.search.space import Space, find_space, single_plans
+from autocompress.workload import Capabilities
+
+KINDS = ("student", "prune", "low_rank", "quantize")
+
+
+def paying_space(
+    graph: Graph,
+    methods: Sequence[Method],
+    capabilities: Capabilities,
+    profiles: Sequence[Profile],
+    decisions: Sequence[str] = KINDS,
+) -> Space:
+    """What the methods offer, without what slows every device; `slowing` says what that is.
+
+    Kernels of all single decisions are priced at once first: one by one takes a predictor far longer.
+    """
+    everything = find_space(graph, methods, capabilities, decisions=decisions)
+    kernels = {plan.key: plan_kernels(plan, graph) for plan in single_plans(everything)}
+    for profile in profiles:
+        profile.warm(kernels.values())
+
+    def seconds(plan: Plan) -> list[float]:
+        found = kernels.get(plan.key) or plan_kernels(plan, graph)
+        return [profile.predict(found).seconds for profile in profiles]
+
+    return find_space(graph, methods, capabilities, seconds, decisions)
