@@ -260,8 +260,8 @@ def report(run: RunPath, as_json: Json = False) -> None:
 @app.command()
 def compare(
     run: RunPath,
-    task: Annotated[str, typer.Option(help="the task that the run searched", show_default=False)],
     profile: ProfileNames = None,
+    task: Annotated[str | None, typer.Option(help="the task, for a run that was killed before its end")] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="most score that a chosen model may lose; the run's own")
     ] = None,
@@ -276,7 +276,7 @@ def compare(
     from autocompress.task_loading import load_task
 
     profiles = {found.name: found for found in map(load_profile, profile or [])}
-    found = run_compare(run, load_task(task), profiles, max_drop, budget_ms)
+    found = run_compare(run, profiles, max_drop, budget_ms, load_task(task) if task else None)
     write_report(run)
     _json(found.to_dict()) if as_json else terminal.show(terminal.comparison_view(found))
 

@@ -17,13 +17,13 @@ from autocompress.errors import RunError, UserError
 from autocompress.pareto import front, hypervolume
 from autocompress.plan import Plan
 from autocompress.profiles import Profile
-from autocompress.search import Study, load
+from autocompress.search import Study, kernel_records, load
 from autocompress.search.candidate import Candidate, Status
 from autocompress.search.records import RunFolder
 from autocompress.search.rungs import on_one_scale
 from autocompress.task import Task
 from autocompress.tracing import trace_task
-from autocompress.workload import Latency
+from autocompress.workload import Kernels, Latency
 
 FILE, TABLE = "compare.json", "compare.csv"
 """What a comparison leaves in the run's folder; the report shows it."""
@@ -99,34 +99,29 @@ class Choice:
 
 def compare(
     run: Path,
-    task: Task,
     profiles: Mapping[str, Profile],
     max_drop: float | None = None,
     budget_ms: float | None = None,
+    task: Task | None = None,
 ) -> Comparison:
     """Price every scored model of a run on every profile; nothing is built. Writes compare.json and compare.csv.
 
-    Raises RunError for another model's run, UserError for fewer than two profiles.
+    What the models execute stands in the run's folder; `task` is for a run that was killed before it was written.
+    Raises RunError for another model's run or if that is missing, UserError for fewer than two profiles.
     """
     if len(profiles) < 2:
         raise UserError("compare needs two profiles or more: --profile A --profile B")
     study = load(run)
     candidates = _scored(study)
-    graph = trace_task(task)
-    if graph.fingerprint != candidates[0].plan.fingerprint:
-        raise RunError(
-            f"{run} is of model {candidates[0].plan.fingerprint}, the task's model is {graph.fingerprint}; "
-            "give the task it was searched with"
-        )
-    kernels = {c.id: plan_kernels(c.plan, graph) for c in candidates}
+    kernels = _kernels(study, candidates, task)
     for profile in profiles.values():
         profile.warm(kernels.values())
     prices = {
         name: {c.id: Priced(c.id, c.score.value, p.predict(kernels[c.id])) for c in candidates if c.score}
         for name, p in profiles.items()
     }
-    whole = plan_kernels(Plan(graph.fingerprint), graph)
-    originals = {name: profile.predict(whole) for name, profile in profiles.items()}
+    original = kernels[Plan(candidates[0].plan.fingerprint).key]
+    originals = {name: profile.predict(original) for name, profile in profiles.items()}
     assert study.baseline is not None, "scored candidates have a baseline"
     allowed = next(d for d in (max_drop, study.settings.max_drop, ALLOWED_DROP) if d is not None)
     choice = Choice(study.baseline.score.value - allowed, budget_ms / 1e3 if budget_ms else None)
@@ -165,6 +160,24 @@ def read_comparison(run: Path) -> Comparison | None:
         return Comparison.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged: {error}; run `autocompress compare` again, or remove it") from error
+
+
+def _kernels(study: Study, candidates: Sequence[Candidate], task: Task | None) -> dict[str, Kernels]:
+    """What each candidate executes, and the original after exact rewrites."""
+    fingerprint = candidates[0].plan.fingerprint
+    graph = trace_task(task) if task is not None else None
+    if graph is not None and graph.fingerprint != fingerprint:
+        raise RunError(
+            f"{study.path} is of model {fingerprint}, the task's model is {graph.fingerprint}; "
+            "give the task it was searched with"
+        )
+    plans = {plan.key: plan for plan in [Plan(fingerprint), *(c.plan for c in candidates)]}
+    if graph is not None:
+        return {key: plan_kernels(plan, graph) for key, plan in plans.items()}
+    found = kernel_records.read(study.path)
+    if found is None or not plans.keys() <= found.keys():
+        raise RunError(f"{study.path} does not say what its models execute: run the search to its end, or give --task")
+    return found
 
 
 def _priced(row: Mapping[str, Any]) -> Priced:

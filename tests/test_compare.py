@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,13 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress import compare as comparing
+from autocompress.build import plan_kernels
 from autocompress.compare import Choice, Comparison, Priced, compare, compare_prices, read_comparison
 from autocompress.errors import RunError, UserError
 from autocompress.profiles import load as load_profile
 from autocompress.report import write_report
-from autocompress.search import search
+from autocompress.search import kernel_records, search
+from autocompress.search import load as load_run
 from autocompress.task import Task
+from autocompress.tracing import trace_task
 from autocompress.workload import Latency
 from tests.search.test_evaluator import SETTINGS, tiny_task
 
@@ -76,18 +76,7 @@ def test_times_that_do_not_differ_have_no_ranks() -> None:
 
 def test_one_profile_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two profiles or more"):
-        compare(tmp_path, _task(), {})
-
-
-def test_a_run_of_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = SimpleNamespace(fingerprint="another")
-    candidate = SimpleNamespace(score=1, status=comparing.Status.COMPLETE, plan=plan)
-    study = SimpleNamespace(candidates=[candidate, candidate], baseline=1)
-    monkeypatch.setattr(comparing, "load", lambda run: study)
-    monkeypatch.setattr(comparing, "on_one_scale", lambda candidates, baseline: candidates)
-    profile: Any = SimpleNamespace()
-    with pytest.raises(RunError, match="is of model another, the task's model is"):
-        compare(tmp_path, _task(), {"a": profile, "b": profile})
+        compare(tmp_path, {})
 
 
 def test_each_device_chooses_its_fastest_that_is_good_enough() -> None:
@@ -119,7 +108,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_priced_on_further_devices_and_reported(run: Path) -> None:
-    found = compare(run, tiny_task(), PROFILES, max_drop=0.5)
+    found = compare(run, PROFILES, max_drop=0.5)
+    assert compare(run, PROFILES, max_drop=0.5, task=tiny_task()) == found
     assert found.profiles == tuple(PROFILES)
     table = pd.read_csv(run / "compare.csv")
     assert len(table) == found.models >= 6
@@ -131,13 +121,35 @@ def test_a_run_is_priced_on_further_devices_and_reported(run: Path) -> None:
     assert "On other devices" in page and "nvidia-h200-roofline" in page
 
 
+def test_what_a_run_s_models_execute_is_kept_with_it(run: Path, tmp_path: Path) -> None:
+    graph = trace_task(tiny_task())
+    kept = kernel_records.read(run)
+    assert kept is not None
+    for candidate in load_run(run).candidates:
+        assert kept[candidate.id] == plan_kernels(candidate.plan, graph)
+    (tmp_path / "kernels.json").write_text('{"kernels": [[1]], "plans": {}}')
+    with pytest.raises(RunError, match=r"kernels.json is damaged: .* give --task"):
+        kernel_records.read(tmp_path)
+
+
+def test_a_run_that_was_cut_off_asks_for_its_task(run: Path) -> None:
+    path = run / "kernels.json"
+    text = path.read_text()
+    path.unlink()
+    with pytest.raises(RunError, match=r"does not say what its models execute: .* or give --task"):
+        compare(run, PROFILES)
+    path.write_text(text)
+
+
+def test_a_run_of_another_model_is_refused(run: Path) -> None:
+    another = Task(torch.nn.Linear(4, 2), torch.zeros(1, 4), validation=[])
+    with pytest.raises(RunError, match=r"is of model \w+, the task's model is \w+; give the task it was searched with"):
+        compare(run, PROFILES, task=another)
+
+
 def test_a_damaged_comparison_is_told(run: Path) -> None:
     (run / "compare.json").write_text("{")
     with pytest.raises(RunError, match=r"compare.json is damaged: .* run `autocompress compare` again"):
         read_comparison(run)
     (run / "compare.json").unlink()
     assert read_comparison(run) is None
-
-
-def _task() -> Task:
-    return Task(torch.nn.Linear(4, 2), torch.zeros(1, 4), validation=[])

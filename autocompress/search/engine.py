@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from autocompress.plan import Plan
 from autocompress.search.candidate import Candidate, decode_latencies, decode_latency, decode_score
 from autocompress.task import Score
-from autocompress.workload import Artifact, Latency
+from autocompress.workload import Artifact, Kernels, Latency
 
 if TYPE_CHECKING:
     from autocompress.search.space import Space
@@ -127,6 +127,10 @@ class Evaluator(Protocol):
 
     def space(self) -> "Space":
         """Every decision that can be made about the model."""
+        ...
+
+    def kernels(self, plan: Plan) -> Kernels:
+        """What the plan's model executes."""
         ...
 
     def price(self, plan: Plan) -> Price:

@@ -129,8 +129,11 @@ class TorchEvaluator:
             target.profile.warm(plan_kernels(plan, self.graph) for plan in single_plans(space))
         return space
 
+    def kernels(self, plan: Plan) -> Kernels:
+        return plan_kernels(plan, self.graph)
+
     def price(self, plan: Plan) -> Price:
-        kernels = plan_kernels(plan, self.graph)
+        kernels = self.kernels(plan)
         found = {name: target.price(kernels) for name, target in self.targets.items()}
         size_bytes, params = _size(kernels.values())
         macs = total_macs(list(kernels.values()))

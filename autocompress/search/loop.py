@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler
 from autocompress.config import Settings, override, to_document
 from autocompress.errors import BudgetError, ConfigError, RunError
 from autocompress.plan import Plan
+from autocompress.search import kernel_records
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.clock import Clock
 from autocompress.search.engine import Baseline, Evaluator, Setup
@@ -184,6 +185,15 @@ class _Session:
             if self.folder.exists:
                 self.folder.write_state(self.state)
                 self._write_tables()
+                self._write_kernels()
+
+    def _write_kernels(self) -> None:
+        """What the scored plans execute, so that `compare` needs neither the task nor the model."""
+        if self.baseline is None:
+            return
+        plans = [Plan(self.evaluator.fingerprint), *(c.plan for c in self.ledger.at(*Rung))]
+        kernels = {plan.key: self.evaluator.kernels(plan) for plan in plans}
+        self.folder.write(self.folder.path / kernel_records.FILE, kernel_records.encode(kernels))
 
     def _trials(self, space: Space, sampler: BaseSampler | None, deadline: float, *, warm: bool) -> None:
         assert self.baseline is not None, "the session is open"

@@ -15,7 +15,7 @@ from autocompress.search.candidate import Candidate
 from autocompress.search.engine import Baseline, Lesson, Price, Start, Timing, Timings, Trained
 from autocompress.search.space import Decision, Gone, Space
 from autocompress.task import Score
-from autocompress.workload import Artifact, DType, Latency
+from autocompress.workload import Artifact, DType, Kernels, Latency
 
 CHANNELS = 16
 WIDTHS = (12, 8, 4, 0)
@@ -66,6 +66,9 @@ class FakeEvaluator:
 
     def space(self) -> Space:
         return fake_space(self.blocks, self.fingerprint)
+
+    def kernels(self, plan: Plan) -> Kernels:
+        return {}
 
     def price(self, plan: Plan) -> Price:
         seconds = self._seconds(plan)
