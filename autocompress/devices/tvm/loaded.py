@@ -1,0 +1,45 @@
+"""A program in memory, here or on a device far away: fed, run and timed by the same calls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autocompress.devices.base import Array
+from autocompress.devices.tvm.origins import MAIN
+from autocompress.devices.tvm.program import KernelCall
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`machine` is TVM's virtual machine with the program, `device` is where its tensors live."""
+
+    machine: Any
+    device: Any
+
+    def run(self, inputs: Sequence[Array]) -> Array:
+        """The model's first output."""
+        self._feed(MAIN, inputs)
+        self.machine.invoke_stateful(MAIN)
+        made = self.machine.get_outputs(MAIN)
+        while not hasattr(made, "numpy"):
+            made = made[0]
+        result: Array = made.numpy()
+        return result
+
+    def time(self, inputs: Sequence[Array], runs: int, function: str = MAIN) -> list[float]:
+        """Seconds of each run by the clock of the device's own machine, after one run that does not count."""
+        self._feed(function, inputs)
+        evaluate = self.machine.time_evaluator("invoke_stateful", self.device, number=1, repeat=runs)
+        return list(evaluate(function).results)
+
+    def time_kernel(self, call: KernelCall, runs: int) -> list[float]:
+        """Seconds of one function by itself, over and over on the same zeros."""
+        return self.time([np.zeros(shape, dtype) for shape, dtype in call.arguments], runs, call.alone)
+
+    def _feed(self, function: str, inputs: Sequence[Array]) -> None:
+        import tvm
+
+        tensors = (tvm.runtime.tensor(np.ascontiguousarray(array), self.device) for array in inputs)
+        self.machine.set_input(function, *tensors)
