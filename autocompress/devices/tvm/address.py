@@ -47,7 +47,8 @@ def parse(variant: str) -> Address:
         raise DeviceError(f"can't read {asked!r}: {error}; write {FORM}") from error
     if parts.scheme != SCHEME or not host or not port:
         raise DeviceError(f"can't read {asked!r}: write {FORM} (a tracker's) or tvm:{SCHEME}://HOST:PORT (a server's)")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    features = parts.query.replace("+", "%2B")  # a query's plus would mean a space, a feature's means that it is there
+    options = dict(parse_qsl(features, keep_blank_values=True))
     for option in options.keys() - set(KEYS):
         raise DeviceError(f"unknown option {option!r} in {asked!r}: {nearest(option, KEYS)}")
     wait_s, limit_s = (_seconds(asked, option, options.get(option)) for option in ("wait_s", "limit_s"))

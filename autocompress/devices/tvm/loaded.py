@@ -41,5 +41,5 @@ class Loaded:
     def _feed(self, function: str, inputs: Sequence[Array]) -> None:
         import tvm
 
-        tensors = (tvm.runtime.tensor(np.ascontiguousarray(array), self.device) for array in inputs)
+        tensors = (tvm.runtime.tensor(np.asarray(array, order="C"), self.device) for array in inputs)
         self.machine.set_input(function, *tensors)

@@ -121,26 +121,32 @@ class _Members:
         value = scope.values[variable]
         group = self._result(variable, value)
         if group is not None:
-            return [(*group, plain)]
+            inner, result, whole = group
+            return [(inner, result, getattr(self._plain[plain], "tuple_value", plain) if whole else plain)]
         if plain in self._origins:
             kernel = variable if scope.group is None else scope.group
             self.nodes.setdefault(kernel, set()).add(self._origins[plain])
         return [(scope, here, there) for here, there in _aligned(value, self._plain[plain])]
 
-    def _result(self, variable: Any, value: Any) -> tuple[_Scope, Any] | None:
-        """The scope and the result of the group that a value comes from, if it does."""
+    def _result(self, variable: Any, value: Any) -> tuple[_Scope, Any, bool] | None:
+        """The scope and the result of the group that a value comes from, if it does.
+
+        The last says whether that result is a tuple of which the value is a part: one operator made them all.
+        """
         from tvm import ir, relax
 
         index = value.index if isinstance(value, relax.TupleGetItem) else None
         made = variable if index is None else value.tuple_value
-        call = self._main.values.get(made)
+        call: Any = self._main.values.get(made)
         if not isinstance(getattr(call, "op", None), ir.GlobalVar):
             return None
         function = self._grouped[call.op]
         values = {binding.var: binding.value for binding in operators(function)}
         result = function.body.body
-        arguments = dict(zip(function.params, call.args, strict=True))
-        return _Scope(values, arguments, made), result if index is None else values[result].fields[index]
+        scope = _Scope(values, dict(zip(function.params, call.args, strict=True)), made)
+        if index is not None and isinstance(values[result], relax.Tuple):
+            return scope, values[result].fields[index], False
+        return scope, result, index is not None
 
 
 def _parts(value: Any) -> list[Any]:
