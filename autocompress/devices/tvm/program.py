@@ -9,6 +9,7 @@ from autocompress.devices.tvm.fixed import fixed
 from autocompress.devices.tvm.model import Model, Shapes
 from autocompress.devices.tvm.origins import MAIN, Call, calls_of, made_for, operators, parameters, with_names
 from autocompress.devices.tvm.package import quiet, require_tvm
+from autocompress.devices.tvm.schedule import scheduled
 
 PROGRAMS = 32
 """Compiled programs kept: `measure` loads models anew every few rounds, two dozen of them in turn."""
@@ -58,7 +59,7 @@ def compiled(model: Model, shapes: Shapes, target: str) -> Program:
         grouped = steps.FuseOps()(module)
         fused = steps.RewriteDataflowReshape()(steps.FuseTIR()(grouped))
         calls = calls_of(module, grouped, fused)
-        executable = relax.build(_with_entries(fused, calls), target=machine)
+        executable = relax.build(scheduled(_with_entries(fused, calls)), target=machine)
     return Program(executable, tuple(_kernel_call(call, nodes) for call in calls))
 
 
