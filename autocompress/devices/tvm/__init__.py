@@ -30,6 +30,7 @@ BOARDS = "AUTOCOMPRESS_TVM_RPC"
 """Environment variable with addresses (`rpc://HOST:PORT/KEY`, spaces between) of boards that `available` lists."""
 
 _LOCAL = "llvm"
+_SERVE = "python -m tvm.exec.rpc_server, there"
 _REACHABLE_S = 1.0
 
 
@@ -38,10 +39,9 @@ def available() -> list[Availability]:
     if reason := missing():
         return [Availability(name, False, reason, INSTALL) for name in (f"tvm:{_LOCAL}", FORM)]
     what = f"tvm {version(DISTRIBUTION)}, untuned"
-    here = Availability(f"tvm:{_LOCAL}", True, f"{what}: a second compiler; ort:cpu tells this CPU's latency")
+    here = Availability(f"tvm:{_LOCAL}", True, f"{what}: a second compiler beside ort:cpu")
     boards = [_board(f"tvm:{variant}", what) for variant in os.environ.get(BOARDS, "").split()]
-    how = f'python -m tvm.exec.rpc_server on it; {BOARDS}="{FORM.removeprefix("tvm:")} ..." lists it here'
-    return [here, *(boards or [Availability(FORM, False, "a board of yours, by TVM's RPC", how)])]
+    return [here, *(boards or [Availability(FORM, False, f"a board of yours; {BOARDS} lists it", _SERVE)])]
 
 
 def open_device(variant: str) -> Device:
@@ -206,7 +206,7 @@ def _board(name: str, what: str) -> Availability:
         address = parse(name.removeprefix("tvm:"))
         socket.create_connection((address.host, address.port), timeout=_REACHABLE_S).close()
     except (DeviceError, OSError) as error:
-        return Availability(name, False, first_line(error), f"correct {BOARDS}, or start the board's server or tracker")
+        return Availability(name, False, first_line(error), _SERVE)
     return Availability(name, True, f"{what}, on {address.key or address.host} by RPC")
 
 
