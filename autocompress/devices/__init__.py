@@ -1,7 +1,8 @@
 """Finding devices: one file (or package) a runtime, imported when one of its devices is asked for.
 
-It has two functions: `available() -> list[Availability]`, which says what is usable here without importing
-anything heavy, and `open_device(variant) -> Device`, which gets what follows the colon in `family:variant`.
+A device file has two functions: `available() -> list[Availability]`, which says what is usable here without importing
+anything heavy, and `open_device(variant) -> Device`, which gets what follows the colon in `family:variant`. Files that
+begin with an underscore are shared by several runtimes.
 """
 
 from importlib import import_module
@@ -17,8 +18,9 @@ DEFAULT_DEVICE = "ort:cpu"
 
 
 def families() -> list[str]:
-    """Names of the runtimes, one per file or package."""
-    return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
+    """Names of the runtimes, one per file or package; what begins with an underscore is shared by several."""
+    found = (module.name for module in iter_modules(__path__))
+    return sorted(name for name in found if name != "base" and not name.startswith("_"))
 
 
 def list_devices() -> list[Availability]:

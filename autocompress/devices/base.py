@@ -17,9 +17,9 @@ Array = NDArray[np.generic]
 class NodeTime:
     """One node as the runtime executed it.
 
-    `name` is the runtime's own; `source` is the artifact's node that it (or the last part of it) stands for, "" for a
-    node of the runtime's making, such as a change of layout. `inputs` and `outputs` name the tensors it read and
-    wrote. `seconds` is the mean of the middle half of the runs.
+    `name` is the runtime's own; `source` is the artifact's node that it (or the last or the weightiest part of it)
+    stands for, "" for a node of the runtime's making, such as a change of layout. `inputs` and `outputs` name the
+    tensors it read and wrote. `seconds` is the mean of the middle half of the runs.
     """
 
     name: str

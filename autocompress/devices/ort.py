@@ -3,18 +3,20 @@
 import json
 import re
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from autocompress.devices._host import processor
+from autocompress.devices._refusals import check_count, first_line, unknown_variant
+from autocompress.devices._timing import middle_mean, stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime
-from autocompress.errors import DeviceError, nearest
+from autocompress.errors import DeviceError
 from autocompress.workload import Capabilities, DType
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
@@ -34,14 +36,13 @@ def available() -> list[Availability]:
     """The CPU under ONNX Runtime, if the package is here."""
     if find_spec("onnxruntime") is None:
         return [Availability("ort:cpu", False, "onnxruntime is not installed", "pip install onnxruntime")]
-    return [Availability("ort:cpu", True, f"{OrtDevice('cpu').runtime}, {_processor()}")]
+    return [Availability("ort:cpu", True, f"{OrtDevice('cpu').runtime}, {processor()}")]
 
 
 def open_device(variant: str) -> Device:
     """`ort:cpu`; raises DeviceError for another provider."""
-    asked = f"ort:{variant}"
     if variant not in PROVIDERS:
-        raise DeviceError(f"unknown device {asked!r}: {nearest(asked, (f'ort:{known}' for known in PROVIDERS))}")
+        raise unknown_variant("ort", variant, PROVIDERS)
     return OrtDevice(variant)
 
 
@@ -65,7 +66,7 @@ class OrtDevice:
         return Capabilities(frozenset({DType.FP32, DType.INT8}), {DType.FP32: 16, DType.INT8: 4})
 
     def environment(self) -> dict[str, str]:
-        return {"device": self.name, "runtime": self.runtime, "processor": _processor()}
+        return {"device": self.name, "runtime": self.runtime, "processor": processor()}
 
     def open(self, path: Path, threads: int = 1) -> "OrtSession":
         return OrtSession(path, self._create(path, _options(threads)), self)
@@ -88,7 +89,7 @@ class OrtDevice:
         try:
             return ort.InferenceSession(str(path), options, providers=[PROVIDERS[self.variant]])
         except Exception as error:
-            raise DeviceError(f"{self.name} can't load {path}: {_first_line(error)}") from error
+            raise DeviceError(f"{self.name} can't load {path}: {first_line(error)}") from error
 
 
 class OrtSession:
@@ -104,17 +105,11 @@ class OrtSession:
         try:
             result: Array = self._session.run(None, feed)[0]
         except Exception as error:
-            raise DeviceError(f"{self._device.name} can't run {self._path}: {_first_line(error)}") from error
+            raise DeviceError(f"{self._device.name} can't run {self._path}: {first_line(error)}") from error
         return result
 
     def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
-        run, feed, clock = self._session.run, _feed(self._session, inputs, self._path), time.perf_counter
-        samples = []
-        for _ in range(runs):
-            start = clock()
-            run(None, feed)
-            samples.append(clock() - start)
-        return samples
+        return stopwatch(partial(self._session.run, None, _feed(self._session, inputs, self._path)), runs)
 
     def providers(self) -> dict[str, str]:
         inputs = [_zeros(argument) for argument in self._session.get_inputs()]
@@ -142,8 +137,7 @@ def _options(threads: int) -> Any:
 
 def _feed(session: Any, inputs: Sequence[Array], path: Path) -> dict[str, Array]:
     names = [argument.name for argument in session.get_inputs()]
-    if len(names) != len(inputs):
-        raise DeviceError(f"{path} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
+    check_count(path, names, inputs)
     return dict(zip(names, inputs, strict=True))
 
 
@@ -175,7 +169,7 @@ def _node_times(events: list[dict[str, Any]], artifact: Path, optimized: Path) -
     for node in _executed(events):
         proto = made.get(node.name, onnx.NodeProto())
         inputs, outputs = tuple(proto.input), tuple(proto.output)
-        seconds = _middle_mean(node.durations_us[_PROFILE_WARMUP:]) * 1e-6
+        seconds = middle_mean(node.durations_us[_PROFILE_WARMUP:]) * 1e-6
         source = "" if node.op in LAYOUT_OPS else origins.of(node.name, outputs)
         times.append(NodeTime(node.name, source, node.op, node.provider, seconds, inputs, outputs))
     return times
@@ -210,26 +204,3 @@ class _Origins:
         if plain in self._names:
             return plain
         return next((self._makers[tensor] for tensor in outputs if tensor in self._makers), "")
-
-
-def _middle_mean(samples: Sequence[float]) -> float:
-    """Mean of the middle half: steady against bursts, and finer than the profiler's whole microseconds."""
-    ordered = sorted(samples)
-    quarter = len(ordered) // 4
-    middle = ordered[quarter : len(ordered) - quarter]
-    return sum(middle) / len(middle)
-
-
-@cache
-def _processor() -> str:
-    """The processor's own name, as the operating system knows it."""
-    import platform
-
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -8,6 +8,7 @@ import pytest
 
 from autocompress.devices import list_devices, open_device
 from autocompress.devices import ort as ort_file
+from autocompress.devices._timing import middle_mean
 from autocompress.errors import DeviceError
 from tests.onnx_files import write_net
 
@@ -31,8 +32,8 @@ def test_a_quantised_convolution_is_one_node(tmp_path: Path) -> None:
 
 
 def test_the_middle_half_decides() -> None:
-    assert ort_file._middle_mean([3, 1, 1000, 2, 2, 3, 2, 3]) == 2.5
-    assert ort_file._middle_mean([4.0]) == 4.0
+    assert middle_mean([3, 1, 1000, 2, 2, 3, 2, 3]) == 2.5
+    assert middle_mean([4.0]) == 4.0
 
 
 def test_without_the_package_the_device_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,52 @@
+"""Nets of the zoo as the exporter writes them: in float, in int8, and with every other layer in int8."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from autocompress.build import build, plan_kernels
+from autocompress.export.onnx import to_onnx
+from autocompress.graph import trace
+from autocompress.graph.types import Graph
+from autocompress.methods.configs import Quantize
+from autocompress.plan import Plan, Step
+from autocompress.precision import lower
+from autocompress.workload import DType, Kernel
+from tests.zoo import make
+
+SHARES = {"fp32": slice(0, 0), "int8": slice(None), "every other": slice(0, None, 2)}
+"""Which of a net's layers are int8."""
+
+
+def export(net: str, share: str, folder: Path) -> Path:
+    graph, _ = _traced(net)
+    path = folder / f"{net}-{share.replace(' ', '-')}.onnx"
+    to_onnx(build(_plan(net, share), graph), path, "test")
+    return path
+
+
+def kernels(net: str, share: str) -> list[Kernel]:
+    return lower(plan_kernels(_plan(net, share), _traced(net)[0]))
+
+
+def sample(net: str) -> np.ndarray:
+    return _traced(net)[1].numpy()
+
+
+def rms(difference: np.ndarray) -> float:
+    return float(np.sqrt(np.square(difference).mean()))
+
+
+def _plan(net: str, share: str) -> Plan:
+    graph, _ = _traced(net)
+    return Plan(
+        graph.fingerprint, tuple(Step(layer, Quantize(DType.INT8)) for layer in list(graph.layers)[SHARES[share]])
+    )
+
+
+@cache
+def _traced(net: str) -> tuple[Graph, Tensor]:
+    model, inputs = make(net)
+    return trace(model, (inputs,)), inputs
