@@ -9,10 +9,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 
-from autocompress.devices.base import Availability, Device, NodeTime, Session
+from autocompress.devices.base import Availability, Device, DeviceWarning, NodeTime, Session
 from autocompress.errors import DeviceError, nearest
 
-__all__ = ["Availability", "Device", "NodeTime", "Session", "list_devices", "open_device"]
+__all__ = ["Availability", "Device", "DeviceWarning", "NodeTime", "Session", "list_devices", "open_device"]
 
 DEFAULT_DEVICE = "ort:cpu"
 

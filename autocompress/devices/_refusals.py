@@ -27,3 +27,12 @@ def first_line(error: BaseException) -> str:
 def last_line(error: BaseException) -> str:
     """The reason at the end of a message that begins with where in its own sources the runtime failed."""
     return str(error).strip().splitlines()[-1].lstrip("- ") if str(error).strip() else type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a runtime's refusal is about memory, as each of them words it."""
+    text = f"{type(error).__name__} {error}".lower()
+    return any(words in text for words in _MEMORY)
+
+
+_MEMORY = ("out of memory", "outofmemory", "failed to allocate memory", "bad_alloc", "bad allocation")

@@ -13,6 +13,10 @@ from autocompress.workload import Capabilities
 Array = NDArray[np.generic]
 
 
+class DeviceWarning(UserWarning):
+    """A device does not quite do what it was asked for; its times are doubtful."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeTime:
     """One node as the runtime executed it.

@@ -1,26 +1,25 @@
-"""ONNX Runtime: times, runs and profiles ONNX models on the CPU."""
+"""ONNX Runtime: times, runs and profiles ONNX models on the CPU, or on what its other execution providers drive."""
 
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autocompress.devices._host import processor
-from autocompress.devices._refusals import check_count, first_line, unknown_variant
+from autocompress.devices._host import nvidia_gpu, processor
+from autocompress.devices._ort_providers import CPU, NO_HARDWARE, PROVIDERS, Provider, audit, is_weighted, known
+from autocompress.devices._refusals import check_count, first_line, out_of_memory, unknown_variant
 from autocompress.devices._timing import middle_mean, stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime
 from autocompress.errors import DeviceError
-from autocompress.workload import Capabilities, DType
-
-PROVIDERS = {"cpu": "CPUExecutionProvider"}
-"""Variant of `ort:` → ONNX Runtime's execution provider."""
+from autocompress.workload import Capabilities
 
 LAYOUT_OPS = frozenset({"ReorderInput", "ReorderOutput"})
 """Operators by which the runtime moves tensors into and out of its blocked NCHWc layout."""
@@ -33,25 +32,51 @@ _FATAL = 4
 
 
 def available() -> list[Availability]:
-    """The CPU under ONNX Runtime, if the package is here."""
+    """Every provider: in this ONNX Runtime and able to start, or what to install."""
     if find_spec("onnxruntime") is None:
-        return [Availability("ort:cpu", False, "onnxruntime is not installed", "pip install onnxruntime")]
-    return [Availability("ort:cpu", True, f"{OrtDevice('cpu').runtime}, {processor()}")]
+        return [
+            Availability(f"ort:{v}", False, "onnxruntime is not installed", p.install) for v, p in PROVIDERS.items()
+        ]
+    return [_availability(OrtDevice(variant)) for variant in known(_found())]
 
 
 def open_device(variant: str) -> Device:
-    """`ort:cpu`; raises DeviceError for another provider."""
+    """`ort:cpu`, `ort:cuda` and so on; raises DeviceError for a provider that ONNX Runtime does not have."""
     if variant not in PROVIDERS:
-        raise unknown_variant("ort", variant, PROVIDERS)
+        providers = known(_found()) if find_spec("onnxruntime") else PROVIDERS
+        if variant not in providers:
+            raise unknown_variant("ort", variant, providers)
     return OrtDevice(variant)
+
+
+def _availability(device: "OrtDevice") -> Availability:
+    provider, found = device.provider, _found()
+    if provider.name == CPU:
+        return Availability(device.name, True, f"{device.runtime}, {processor()}")
+    if provider.name not in found:
+        detail = f"this {device.runtime} has no {provider.name}, only {', '.join(found)}"
+        return Availability(device.name, False, detail, provider.install)
+    if not _starts(provider.name):
+        detail = f"{device.runtime} has {provider.name}, which does not start here"
+        return Availability(device.name, False, detail, provider.install or "the libraries that the provider loads")
+    return Availability(device.name, True, f"{device.runtime}, {provider.name}; never run on hardware")
 
 
 @dataclass(frozen=True, slots=True)
 class OrtDevice:
-    """ONNX Runtime with all graph optimisations, threads that sleep instead of spinning, one provider."""
+    """ONNX Runtime with all graph optimisations, threads that sleep instead of spinning, one provider and its defaults.
+
+    What the provider does not take runs on the CPU, as it would in use: that is audited when a model is opened. Times
+    are from arrays in memory to arrays in memory, copies to and from the hardware included; those of single nodes are
+    the runtime's own, for providers that work asynchronously the time to launch.
+    """
 
     variant: str = "cpu"
     estimate: bool = False
+
+    @property
+    def provider(self) -> Provider:
+        return PROVIDERS.get(self.variant) or known(_found())[self.variant]
 
     @property
     def name(self) -> str:
@@ -62,34 +87,52 @@ class OrtDevice:
         return f"onnxruntime {_onnxruntime().__version__}"
 
     def capabilities(self) -> Capabilities:
-        """Widths step by 16 in fp32 (blocked NCHWc layout) and by 4 in int8 (a dot product of four bytes)."""
-        return Capabilities(frozenset({DType.FP32, DType.INT8}), {DType.FP32: 16, DType.INT8: 4})
+        """On the CPU, widths step by 16 in fp32 (blocked NCHWc layout) and by 4 in int8 (a dot product of four bytes).
+
+        int8 only where the provider runs what the exporter writes (uint8 activations, int8 weights) in integers.
+        """
+        multiples = self.provider.channel_multiple
+        return Capabilities(frozenset(multiples), multiples)
 
     def environment(self) -> dict[str, str]:
-        return {"device": self.name, "runtime": self.runtime, "processor": processor()}
+        provider = self.provider
+        hardware = (nvidia_gpu() if provider.gpu else "") or processor()
+        found = {"device": self.name, "runtime": self.runtime, "processor": hardware}
+        if provider.name != CPU:
+            found["provider"] = provider.name
+        return {**found, "precision": provider.precision} if provider.precision else found
 
     def open(self, path: Path, threads: int = 1) -> "OrtSession":
-        return OrtSession(path, self._create(path, _options(threads)), self)
+        session = OrtSession(path, self._create(path, _options(threads)), self)
+        if self.provider.name != CPU:
+            status = path.stat()
+            _audit_once(self, path, status.st_mtime_ns, status.st_size)
+        return session
 
     def profile(self, path: Path, inputs: Sequence[Array], runs: int) -> list[NodeTime]:
         with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
+            optimised = Path(folder) / "optimized.onnx"
             options = _options(1)
             options.enable_profiling = True
             options.profile_file_prefix = f"{folder}/nodes"
-            options.optimized_model_filepath = f"{folder}/optimized.onnx"
-            session = self._create(path, options)
-            feed = _feed(session, inputs, path)
-            for _ in range(_PROFILE_WARMUP + runs):
-                session.run(None, feed)
-            events = json.loads(Path(session.end_profiling()).read_text())
-            return _node_times(events, path, Path(options.optimized_model_filepath))
+            if not self.provider.compiles:
+                options.optimized_model_filepath = str(optimised)
+            session = OrtSession(path, self._create(path, options), self)
+            session.time(inputs, _PROFILE_WARMUP + runs)
+            return _node_times(session.end_profiling(), path, optimised)
 
     def _create(self, path: Path, options: Any) -> Any:
-        ort = _onnxruntime()
-        try:
-            return ort.InferenceSession(str(path), options, providers=[PROVIDERS[self.variant]])
-        except Exception as error:
-            raise DeviceError(f"{self.name} can't load {path}: {first_line(error)}") from error
+        """Raises DeviceError where ONNX Runtime would take the CPU without a word."""
+        asked = self.provider.name
+        _check_present(self)
+        with _refused(f"{self.name} can't load {path}"):
+            session = _onnxruntime().InferenceSession(str(path), options, providers=[asked], enable_fallback=0)
+        if asked not in session.get_providers():
+            raise DeviceError(
+                f"{self.name} was asked for, but ONNX Runtime could not start {asked} and took "
+                f"{', '.join(session.get_providers())}: {self.provider.install or 'see what libraries it needs'}"
+            )
+        return session
 
 
 class OrtSession:
@@ -101,19 +144,77 @@ class OrtSession:
         self._device = device
 
     def run(self, *inputs: Array) -> Array:
-        feed = _feed(self._session, inputs, self._path)
-        try:
+        feed = self._feed(inputs)
+        with _refused(f"{self._device.name} can't run {self._path}"):
             result: Array = self._session.run(None, feed)[0]
-        except Exception as error:
-            raise DeviceError(f"{self._device.name} can't run {self._path}: {first_line(error)}") from error
         return result
 
     def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
-        return stopwatch(partial(self._session.run, None, _feed(self._session, inputs, self._path)), runs)
+        run = partial(self._session.run, None, self._feed(inputs))
+        with _refused(f"{self._device.name} can't run {self._path}"):
+            return stopwatch(run, runs)
 
     def providers(self) -> dict[str, str]:
-        inputs = [_zeros(argument) for argument in self._session.get_inputs()]
-        return {node.name: node.provider for node in self._device.profile(self._path, inputs, runs=1)}
+        return {node.name: node.provider for node in self._device.profile(self._path, self.zeros(), runs=1)}
+
+    def zeros(self) -> list[Array]:
+        """One sample of the declared shapes and types."""
+        return [_zeros(argument) for argument in self._session.get_inputs()]
+
+    def end_profiling(self) -> list[dict[str, Any]]:
+        events: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_text())
+        return events
+
+    def _feed(self, inputs: Sequence[Array]) -> dict[str, Array]:
+        names = [argument.name for argument in self._session.get_inputs()]
+        check_count(self._path, names, inputs)
+        return dict(zip(names, inputs, strict=True))
+
+
+@cache
+def _audit_once(device: OrtDevice, path: Path, modified_ns: int, size_bytes: int) -> None:
+    """Once per file as it is now: a measurement opens it many times."""
+    import onnx
+
+    session = OrtSession(path, device._create(path, _options(1)), device)
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    audit(device.name, path, device.profile(path, session.zeros(), 1), sum(is_weighted(n.op_type) for n in nodes))
+
+
+def _check_present(device: OrtDevice) -> None:
+    found = _found()
+    if device.provider.name not in found:
+        raise DeviceError(
+            f"{device.name} asks for {device.provider.name}, this {device.runtime} has {', '.join(found)}: "
+            f"{device.provider.install}"
+        )
+
+
+@cache
+def _starts(provider: str) -> bool:
+    """Whether a session on the smallest of models really gets the provider: its libraries may be missing."""
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    try:
+        session = _onnxruntime().InferenceSession(
+            model.SerializeToString(), _options(1), providers=[provider], enable_fallback=0
+        )
+    except Exception:  # whatever it trips over: that is the answer
+        return False
+    return provider in session.get_providers()
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the runtime has a type of exception for each of its status codes
+        if out_of_memory(error):
+            raise DeviceError(f"{what}: out of memory; take a smaller batch or model ({first_line(error)})") from error
+        raise DeviceError(f"{what}: {first_line(error)}") from error
 
 
 def _onnxruntime() -> Any:
@@ -122,6 +223,11 @@ def _onnxruntime() -> Any:
     except ImportError as error:
         raise DeviceError("onnxruntime is not installed; pip install onnxruntime") from error
     return onnxruntime
+
+
+def _found() -> list[str]:
+    found: list[str] = _onnxruntime().get_available_providers()
+    return [name for name in found if name not in NO_HARDWARE]
 
 
 def _options(threads: int) -> Any:
@@ -133,12 +239,6 @@ def _options(threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _FATAL
     return options
-
-
-def _feed(session: Any, inputs: Sequence[Array], path: Path) -> dict[str, Array]:
-    names = [argument.name for argument in session.get_inputs()]
-    check_count(path, names, inputs)
-    return dict(zip(names, inputs, strict=True))
 
 
 _NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
@@ -163,7 +263,8 @@ class _Executed:
 def _node_times(events: list[dict[str, Any]], artifact: Path, optimized: Path) -> list[NodeTime]:
     import onnx
 
-    made = {node.name: node for node in onnx.load(str(optimized), load_external_data=False).graph.node}
+    written = onnx.load(str(optimized), load_external_data=False).graph.node if optimized.exists() else ()
+    made = {node.name: node for node in written}
     origins = _Origins(onnx.load(str(artifact), load_external_data=False).graph.node)
     times = []
     for node in _executed(events):
