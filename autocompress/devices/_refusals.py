@@ -21,7 +21,9 @@ def unknown_variant(family: str, variant: str, known: Iterable[str]) -> DeviceEr
 
 
 def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line of the message, and the next where that one announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def last_line(error: BaseException) -> str:

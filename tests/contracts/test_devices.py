@@ -20,7 +20,7 @@ bits), since other threads sum in another order."""
 SAMPLE = np.random.default_rng(1).normal(size=(1, 3, 8, 8)).astype(np.float32)
 
 
-@pytest.fixture(params=USABLE)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * name.endswith("-compile")) for name in USABLE])
 def device(request: pytest.FixtureRequest) -> Device:
     return open_device(request.param)
 
