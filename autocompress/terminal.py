@@ -43,11 +43,17 @@ def show(*parts: RenderableType) -> None:
     console().print(*parts, sep="\n")
 
 
-def table(*columns: str, rows: Iterable[Sequence[object]], title: str | None = None, left: int = 1) -> RenderableType:
-    """A plain table below its title; the first `left` columns are text, the others numbers."""
+def table(
+    *columns: str, rows: Iterable[Sequence[object]], title: str | None = None, left: int = 1,
+    wrapped: Collection[int] = (0,),
+) -> RenderableType:  # fmt: skip
+    """A plain table below its title; the first `left` columns are text, the others numbers.
+
+    Where it is too wide, the `wrapped` columns take more lines.
+    """
     made = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i < left else "right", no_wrap=i > 0)
+        made.add_column(column, justify="left" if i < left else "right", no_wrap=i not in wrapped)
     for row in rows:
         made.add_row(*(Text(str(cell)) for cell in row))
     return Group(Text(f"\n{title}", style="italic"), made) if title else made
@@ -63,7 +69,7 @@ def milliseconds(latency: "Latency | None") -> str:
 
 def devices_table(rows: "Sequence[Availability]") -> RenderableType:
     cells = [(r.name, "usable" if r.usable else "no", r.detail, r.install) for r in rows]
-    return table("device", "usable", "what", "to get it", rows=cells, left=4)
+    return table("device", "usable", "what", "to get it", rows=cells, left=4, wrapped=(2, 3))
 
 
 def runtimes_table(rows: "Sequence[Running]") -> RenderableType:

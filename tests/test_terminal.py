@@ -7,6 +7,7 @@ from rich.console import Console, RenderableType
 
 from autocompress import terminal
 from autocompress.config import Settings
+from autocompress.devices import Availability
 from autocompress.search.progress import Snapshot
 from autocompress.search.study import Study
 
@@ -23,10 +24,19 @@ def snapshot(**changes: object) -> Snapshot:
     return Snapshot(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def text(view: RenderableType) -> str:
-    console = Console(file=io.StringIO(), width=200)
+def text(view: RenderableType, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(view)
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_devices_are_told_in_full_where_lines_are_short() -> None:
+    """What to install is to be copied: it goes on in the next line instead of being cut."""
+    wanted = "an NVIDIA GPU with CUDA and cuDNN; pip install onnxruntime-gpu in place of onnxruntime"
+    missing = "CUDAExecutionProvider is not in this onnxruntime 1.31.1; never run on hardware"
+    shown = text(terminal.devices_table([Availability("ort:cuda", False, missing, wanted)]), width=100)
+    assert "…" not in shown
+    assert all(word in shown.split() for word in ("ort:cuda", *missing.split(), *wanted.split()))
 
 
 def test_the_status_line_says_how_far_and_how_long() -> None:

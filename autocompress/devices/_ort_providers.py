@@ -39,29 +39,29 @@ class Provider:
     gpu: bool = False
 
 
-_IN_PLACE_OF = "in an environment of its own, in place of onnxruntime"
+_IN_PLACE_OF = "in place of onnxruntime"
 
 PROVIDERS = {
     "cpu": Provider(CPU, "pip install onnxruntime", {DType.FP32: 16, DType.INT8: 4}, compiles=False),
     "cuda": Provider(
-        "CUDAExecutionProvider", f"an NVIDIA GPU with CUDA and cuDNN; pip install onnxruntime-gpu, {_IN_PLACE_OF}",
+        "CUDAExecutionProvider", f"an NVIDIA GPU with CUDA and cuDNN; pip install onnxruntime-gpu {_IN_PLACE_OF}",
         {DType.FP32: 8}, precision="tf32", compiles=False, gpu=True,
     ),
     "tensorrt": Provider(
-        "TensorrtExecutionProvider", f"an NVIDIA GPU and TensorRT; pip install onnxruntime-gpu, {_IN_PLACE_OF}",
+        "TensorrtExecutionProvider", f"an NVIDIA GPU and TensorRT; pip install onnxruntime-gpu {_IN_PLACE_OF}",
         {DType.FP32: 8}, precision="tf32", gpu=True,
     ),
     "openvino": Provider(
-        "OpenVINOExecutionProvider", f"pip install onnxruntime-openvino, {_IN_PLACE_OF}; or use openvino:cpu",
+        "OpenVINOExecutionProvider", f"pip install onnxruntime-openvino {_IN_PLACE_OF}; or use openvino:cpu",
         {DType.FP32: 16, DType.INT8: 16}, precision="bf16",
     ),
     "qnn": Provider(
-        "QNNExecutionProvider", f"a Qualcomm processor; pip install onnxruntime-qnn, {_IN_PLACE_OF}",
+        "QNNExecutionProvider", f"a Qualcomm processor; pip install onnxruntime-qnn {_IN_PLACE_OF}",
         {DType.FP32: 32, DType.INT8: 32}, precision="fp16",
     ),
     "coreml": Provider("CoreMLExecutionProvider", "a Mac; pip install onnxruntime there", precision="fp16"),
-    "dml": Provider("DmlExecutionProvider", f"Windows; pip install onnxruntime-directml, {_IN_PLACE_OF}"),
-    "migraphx": Provider("MIGraphXExecutionProvider", f"an AMD GPU; pip install onnxruntime-migraphx, {_IN_PLACE_OF}"),
+    "dml": Provider("DmlExecutionProvider", f"Windows; pip install onnxruntime-directml {_IN_PLACE_OF}"),
+    "migraphx": Provider("MIGraphXExecutionProvider", f"an AMD GPU; pip install onnxruntime-migraphx {_IN_PLACE_OF}"),
 }  # fmt: skip
 """Variant of `ort:` → provider. Channel multiples are from the vendors' guides but for the CPU's, which is measured."""
 

@@ -50,11 +50,11 @@ def open_device(variant: str) -> Device:
 
 
 def _availability(device: "OrtDevice") -> Availability:
-    provider, found = device.provider, _found()
+    provider = device.provider
     if provider.name == CPU:
         return Availability(device.name, True, f"{device.runtime}, {processor()}")
-    if provider.name not in found:
-        detail = f"this {device.runtime} has no {provider.name}, only {', '.join(found)}"
+    if provider.name not in _found():
+        detail = f"{provider.name} is not in this {device.runtime}; never run on hardware"
         return Availability(device.name, False, detail, provider.install)
     if not _starts(provider.name):
         detail = f"{device.runtime} has {provider.name}, which does not start here"
