@@ -45,6 +45,8 @@ ROUNDS_PER_SESSION = 10
 MAX_EXTENSION = 3
 """At most this many times the asked rounds are spent waiting for the gate to open."""
 
+SWEEP_ROUNDS = 10
+
 REPEATABILITY = 0.01
 """Standard deviation of the ratio of one model measured again later (two equal models: about 1 %)."""
 
@@ -120,6 +122,24 @@ def _interleaved(
             if progress is not None:
                 progress(len(samples), max(rounds, len(samples)))
     return {name: samples.measurement(name, place.device, core) for name, place in places.items()}
+
+
+def sweep(
+    device: Device, model: Path, sample: Sequence[Array], batch_sizes: Sequence[int], *, rounds: int = SWEEP_ROUNDS
+) -> dict[int, float]:
+    """Batch size → median seconds per sample, on one thread: where a device's throughput stops growing.
+
+    `sample` is one sample, repeated; its times are comparable with one another, not with those of another process.
+    Raises DeviceError when the device refuses a batch, for want of memory perhaps.
+    """
+    batches = {size: [np.repeat(array, size, axis=0) for array in sample] for size in batch_sizes}
+    times: dict[int, list[float]] = {size: [] for size in batch_sizes}
+    with _only_stopwatch(), _quiet_core():
+        session = device.open(model)
+        for turn in range(rounds):
+            for size in list(batches)[:: -1 if turn % 2 else 1]:
+                times[size].append(_visit(session, batches[size]) / size)
+    return {size: median(found) for size, found in times.items()}
 
 
 def to_ratio(measurement: Measurement) -> Ratio:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from autocompress import measure as timing
 from autocompress.devices.base import Array, NodeTime
 from autocompress.errors import DeviceError
-from autocompress.measure import gate, measure, median_interval, reference_seconds, to_latency, to_ratio
+from autocompress.measure import gate, measure, median_interval, reference_seconds, sweep, to_latency, to_ratio
 from autocompress.workload import Capabilities, DType, Measurement
 
 REFERENCE_S = 1e-3
@@ -260,3 +260,18 @@ def test_raw_samples_and_conditions_are_kept() -> None:
     assert len(found["0.5"].times_s) == len(found["0.5"].reference_times_s) == 20
     assert calls[-1] == (20, 20)
     assert {"device", "runtime", "threads", "core", "python"} <= found["0.5"].environment.keys()
+
+
+def test_a_sweep_shares_what_a_batch_costs_among_its_samples() -> None:
+    """The fixed part shrinks with the batch; whichever size runs while the host is slow is not blamed for it."""
+
+    class Fixed(Host):
+        def open(self, path: Path, threads: int = 1) -> HostSession:
+            return FixedSession(self, path.stem)
+
+    class FixedSession(HostSession):
+        def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
+            return [(8e-3 + 1e-3 * len(inputs[0])) / REFERENCE_S * t for t in super().time(inputs, runs)]
+
+    found = sweep(Fixed(lambda visit: 3.0 if visit % 7 == 0 else 1.0), Path("1.onnx"), [np.zeros((1, 3))], (1, 2, 8))
+    assert found == pytest.approx({1: 9e-3, 2: 5e-3, 8: 2e-3})
