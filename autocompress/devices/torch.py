@@ -2,7 +2,7 @@
 
 A variant is HARDWARE[-HOW][-PRECISION]: `cpu` and `cpu-compile`; `cuda`, `cuda-compile` and `cuda-graph`, each also
 with `-tf32`, `-fp16` or `-bf16` behind. int8 models are computed on dequantised values, as in simulated quantisation:
-their scores are right and their times are those of floats, so no device here claims int8.
+their scores are right, their times are worse than those of floats, so no device here claims int8.
 """
 
 import os
