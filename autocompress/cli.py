@@ -290,8 +290,9 @@ def profile(
     task: Annotated[str | None, typer.Option(help="task whose model is measured; the demo's otherwise")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a device, fit its latency predictor, and report the error on held-out models."""
+    """Measure a device, fit its latency predictor, and report its error on held-out models; resumes in --out."""
     from dataclasses import asdict
+    from shutil import rmtree
 
     from autocompress import terminal
     from autocompress.accuracy import accuracy_of
@@ -299,9 +300,12 @@ def profile(
     from autocompress.search.profiling import profile_task
     from autocompress.task_loading import load_task
 
-    with terminal.counting("models measured", quiet=as_json) as count:
-        found = profile_task(load_task(task) if task else untrained_task(), device, progress=count)
+    unfinished = out / "unfinished"
+    with terminal.counting("steps, building models and measuring them", quiet=as_json) as count:
+        loaded = load_task(task) if task else untrained_task()
+        found = profile_task(loaded, device, progress=count, resume_dir=unfinished)
     found.save(out)
+    rmtree(unfinished, ignore_errors=True)
     accuracy = accuracy_of(found)
     if as_json:
         _json({"profile": out, "device": found.device, **asdict(accuracy)})

@@ -1,6 +1,8 @@
 """What people see at the terminal: tables of results, and a live view of a running search."""
 
+import math
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 FRONT_ROWS = 12
 """The live view shows this many models of the front, spread evenly over it."""
+
+LINES_EVERY_S = 10.0
+"""Where the output is no terminal, a line as often as this tells how far a calibration is."""
 
 SLOWING_ROWS = 12
 """Of the options that would slow a device the worst are shown."""
@@ -239,13 +244,22 @@ def watching(quiet: bool) -> "Iterator[Progress]":
 
 @contextmanager
 def counting(what: str, quiet: bool) -> "Iterator[Callable[[int, int], None]]":
-    """`12 of 60 models measured`, on standard error, in one line that is overwritten where it is a terminal."""
+    """`12 of 60 models, about 1:20 left`, on standard error, in one line that is overwritten where it is a terminal."""
     shown = Console(stderr=True, quiet=quiet)
+    begun = time.monotonic()
     with shown.status(f"no {what} yet") if shown.is_terminal else nullcontext() as status:
+        told = -math.inf
 
         def count(done: int, whole: int) -> None:
-            line = f"{done} of {whole} {what}"
-            status.update(line) if status else shown.print(line)
+            nonlocal told
+            spent = time.monotonic() - begun
+            left = f", about {_clock(spent / done * (whole - done))} left" if done else ""
+            line = f"{done} of {whole} {what}{left}"
+            if status:
+                status.update(line)
+            elif spent - told >= LINES_EVERY_S or done == whole:
+                told = spent
+                shown.print(line)
 
         yield count
 

@@ -1,6 +1,16 @@
 """Hardware profiles: measured once per device, then a plan's latency is a sum over its kernels."""
 
-from autocompress.profiles.calibration import Planned, calibrate
+from autocompress.profiles.calibration import Planned, calibrate, measured_before
 from autocompress.profiles.profile import Profile, ProfileWarning, descriptions, list_profiles, load, profile_of
 
-__all__ = ["Planned", "Profile", "ProfileWarning", "calibrate", "descriptions", "list_profiles", "load", "profile_of"]
+__all__ = [
+    "Planned",
+    "Profile",
+    "ProfileWarning",
+    "calibrate",
+    "descriptions",
+    "list_profiles",
+    "load",
+    "measured_before",
+    "profile_of",
+]

@@ -80,6 +80,11 @@ def calibrate(
     return _profile(device, planned, held_out, log.measured, reference, name or device.name.replace(":", "-"))
 
 
+def measured_before(resume_dir: Path | None) -> frozenset[str]:
+    """Keys of the models that an interrupted calibration has measured: their files are not needed again."""
+    return frozenset(_Log(resume_dir).measured)
+
+
 def attribute(nodes: Sequence[NodeTime], names: Iterable[str], overhead_s: float = 0.0) -> dict[str, float]:
     """Kernel → seconds of the nodes that the runtime made of it, `overhead_s` taken off each.
 

@@ -301,7 +301,7 @@ class TorchEvaluator:
         found = profile_graph(
             self.graph, open_device(self._settings.device), self._original, one_sample(self._inputs), setup.folder,
             seed=self._settings.seed, seconds=setup.seconds(),
-            progress=lambda done, whole: setup.tell("setup", f"profiling the device, {done} of {whole} models"),
+            progress=lambda done, whole: setup.tell("setup", f"profiling the device, step {done} of {whole}"),
         )  # fmt: skip
         found.save(own)
         return [found]

@@ -1,6 +1,7 @@
 """Profiles for one model: plans like those a search visits are built, measured on the device, and fitted."""
 
 import random
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from autocompress.graph.types import Graph
 from autocompress.methods import methods
 from autocompress.methods.configs import LowRank, Prune, Quantize, Student
 from autocompress.plan import Plan
-from autocompress.profiles import Profile, calibrate
+from autocompress.profiles import Profile, calibrate, measured_before
 from autocompress.search.space import Space, find_space
 from autocompress.task import Task
 from autocompress.task_checks import check_task
@@ -34,16 +35,22 @@ BUILD_SHARE = 0.5
 LEAST_PLANS = 12
 
 Tell = Callable[[int, int], None]
-"""Called with (models done, models in all)."""
+"""Called with (steps done, steps in all): every model is built, then measured."""
 
 
 def profile_task(
-    task: Task, device: str = "ort:cpu", *, plans: int = PLANS, seed: int = 0, progress: Tell | None = None
+    task: Task,
+    device: str = "ort:cpu",
+    *,
+    plans: int = PLANS,
+    seed: int = 0,
+    progress: Tell | None = None,
+    resume_dir: Path | None = None,
 ) -> Profile:
     """A profile of a device for this task's model, measured here and now.
 
-    Raises TaskError for a task that can't be used, TraceError for a model that can't be followed, DeviceError for a
-    device that fails.
+    With `resume_dir`, what was measured is kept there, and an interrupted calibration goes on. Raises TaskError for a
+    task that can't be used, TraceError for a model that can't be followed, DeviceError for a device that fails.
     """
     check_task(task)
     inputs = as_tuple(task.example_inputs)
@@ -52,7 +59,15 @@ def profile_task(
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         reference = Path(folder) / "original.onnx"
         plain_onnx(task.model, inputs, reference)
-        return profile_graph(graph, opened, reference, one_sample(inputs), Path(folder), plans, seed, progress=progress)
+        return profile_graph(
+            graph, opened, reference, one_sample(inputs), Path(folder), plans, seed, progress=progress,
+            resume_dir=resume_dir and resume_dir / _slug(f"{graph.fingerprint} {opened.name} {opened.runtime}"),
+        )  # fmt: skip
+
+
+def _slug(text: str) -> str:
+    """What was measured of another model, or with another runtime, is of no use."""
+    return re.sub(r"[^\w.]+", "-", text)
 
 
 def profile_graph(
@@ -65,26 +80,34 @@ def profile_graph(
     seed: int = 0,
     seconds: float | None = None,
     progress: Tell | None = None,
+    resume_dir: Path | None = None,
 ) -> Profile:
     """A profile from sampled plans of a traced model; models are written to `folder` and removed.
 
     With `seconds`, as many of the plans as building has time for, but at least LEAST_PLANS.
     """
     space = find_space(graph, methods(), device.capabilities())
-    begun = time.monotonic()
+    begun, tell = time.monotonic(), progress or (lambda done, whole: None)
+    known = measured_before(resume_dir)
     built = []
-    for count, plan in enumerate(sample_plans(space, plans, seed)):
+    sampled = sample_plans(space, plans, seed)
+    for count, plan in enumerate(sampled):
+        tell(count, 2 * len(sampled))
         late = seconds is not None and time.monotonic() - begun > BUILD_SHARE * seconds
         if late and count >= LEAST_PLANS:
             break
         path = folder / f"{plan.key}.onnx"
         try:
-            to_onnx(build(plan, graph, None), path, plan.key)
+            if plan.key not in known:
+                to_onnx(build(plan, graph, None), path, plan.key)
         except Failure:
             continue
         built.append((plan.key, plan_kernels(plan, graph), path))
     try:
-        return calibrate(device, built, reference, inputs, progress=progress)
+        return calibrate(
+            device, built, reference, inputs, progress=lambda done, whole: tell(whole + done, 2 * whole),
+            resume_dir=resume_dir,
+        )  # fmt: skip
     finally:
         for _, _, path in built:
             path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Setup, Start
 from autocompress.search.evaluator import TorchEvaluator
 from autocompress.search.loop import search
+from autocompress.search.profiling import profile_task
 from autocompress.task import Score, Task
 from autocompress.workload import DType
 from tests.zoo import OptionAResNet, make
@@ -247,3 +248,34 @@ def test_the_whole_search_on_a_real_net(evaluator, tmp_path):
         file.write(b"tampered")
     with pytest.raises(RunError, match="is not the file that was verified"):
         study.export(found, tmp_path / "again.onnx")
+
+
+def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path):
+    """What was measured is neither built nor measured again; another device begins anew."""
+    steps: list[tuple[int, int]] = []
+
+    def interrupted(done: int, whole: int) -> None:
+        steps.append((done, whole))
+        if done > whole // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile_task(tiny_task(), "fake", plans=30, progress=interrupted, resume_dir=tmp_path)
+    assert steps[0] == (0, 60)
+    (log,) = tmp_path.glob("*/measured.jsonl")
+    before = log.read_text().splitlines()
+    assert 0 < len(before) < 30
+    whole = profile_task(tiny_task(), "fake", plans=30, resume_dir=tmp_path)
+    after = log.read_text().splitlines()
+    assert after[: len(before)] == before and len(after) == 30 == len(whole.models)
+    profile_task(tiny_task(), f"fake:{write_rates(tmp_path)}", plans=3, resume_dir=tmp_path)
+    assert len(list(tmp_path.glob("*/measured.jsonl"))) == 2
+
+
+def write_rates(folder):
+    path = folder / "board.toml"
+    path.write_text(
+        "[rates]\nmacs_per_s = { fp32 = 1e9, int8 = 4e9 }\nbytes_per_s = 1e9\nlaunch_s = 1e-6\n"
+        "channel_multiple = { fp32 = 16, int8 = 4 }\n"
+    )
+    return path
