@@ -2,6 +2,7 @@
 
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from torch import Tensor
@@ -21,10 +22,18 @@ SHARES = {"fp32": slice(0, 0), "int8": slice(None), "every other": slice(0, None
 
 
 def export(net: str, share: str, folder: Path) -> Path:
-    graph, _ = _traced(net)
     path = folder / f"{net}-{share.replace(' ', '-')}.onnx"
-    to_onnx(build(_plan(net, share), graph), path, "test")
+    path.write_bytes(_exported(net, share))
     return path
+
+
+@cache
+def _exported(net: str, share: str) -> bytes:
+    graph, _ = _traced(net)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        to_onnx(build(_plan(net, share), graph), path, "test")
+        return path.read_bytes()
 
 
 def kernels(net: str, share: str) -> list[Kernel]:
