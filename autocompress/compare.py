@@ -6,7 +6,7 @@ profile, or an estimate where the profile is one.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from autocompress.search.records import RunFolder
 from autocompress.search.rungs import on_one_scale
 from autocompress.task import Task
 from autocompress.tracing import trace_task
-from autocompress.workload import Kernels, Latency
+from autocompress.workload import DType, Kernels, Latency
 
 FILE, TABLE = "compare.json", "compare.csv"
 """What a comparison leaves in the run's folder; the report shows it."""
@@ -54,7 +54,7 @@ class Comparison:
     correlates the ranks by latency of all models on a and b. `regret[a][b]` is the share of the hypervolume on b that
     is lost by taking the models of a's front. `chosen` are the models that a user of each device would take: within
     `max_drop` and, if given, `budget_ms`, the fastest; None where no model fits. `time_lost[a][b]` is how much longer
-    a's choice takes on b than b's own, as a share; None where there is none."""
+    a's choice takes on b than b's own, as a share; None where there is none. `notes` say what to mind."""
 
     models: int
     profiles: tuple[str, ...]
@@ -66,6 +66,7 @@ class Comparison:
     budget_ms: float | None
     chosen: Mapping[str, Priced | None]
     time_lost: Mapping[str, Mapping[str, float | None]]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,10 +76,8 @@ class Comparison:
         fronts = {name: [_priced(row) for row in rows] for name, rows in document["fronts"].items()}
         chosen = {name: row and _priced(row) for name, row in document["chosen"].items()}
         originals = {name: Latency(**row) for name, row in document["originals"].items()}
-        profiles = tuple(document["profiles"])
-        return Comparison(
-            **{**document, "profiles": profiles, "originals": originals, "fronts": fronts, "chosen": chosen}
-        )
+        lists = {name: tuple(document[name]) for name in ("profiles", "notes")}
+        return Comparison(**{**document, **lists, "originals": originals, "fronts": fronts, "chosen": chosen})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ def compare(
     assert study.baseline is not None, "scored candidates have a baseline"
     allowed = next(d for d in (max_drop, study.settings.max_drop, ALLOWED_DROP) if d is not None)
     choice = Choice(study.baseline.score.value - allowed, budget_ms / 1e3 if budget_ms else None)
-    found = compare_prices(prices, originals, choice, allowed)
+    found = replace(compare_prices(prices, originals, choice, allowed), notes=_notes(profiles))
     _keep(RunFolder(run), found, prices)
     return found
 
@@ -178,6 +177,15 @@ def _kernels(study: Study, candidates: Sequence[Candidate], task: Task | None) -
     if found is None or not plans.keys() <= found.keys():
         raise RunError(f"{study.path} does not say what its models execute: run the search to its end, or give --task")
     return found
+
+
+def _notes(profiles: Mapping[str, Profile]) -> tuple[str, ...]:
+    return tuple(
+        f"{name} computes in int8 only: layers that a plan leaves in fp32 are priced in int8 there, while the score is "
+        "with them in fp32"
+        for name, profile in profiles.items()
+        if DType.FP32 not in profile.capabilities.dtypes
+    )
 
 
 def _priced(row: Mapping[str, Any]) -> Priced:

@@ -208,7 +208,8 @@ def comparison_view(found: "Comparison") -> Group:
         "choice for / used on", *names, rows=[(a, *(_share(found.time_lost[a][b]) for b in names)) for a in names],
         title="Time lost by deploying the model chosen for one device on another",
     )  # fmt: skip
-    return Group(Text(f"{found.models} models, priced on {len(names)} profiles"), ranks, regret, _choices(found), lost)
+    head = Text("\n".join([f"{found.models} models, priced on {len(names)} profiles", *found.notes]))
+    return Group(head, ranks, regret, _choices(found), lost)
 
 
 def _choices(found: "Comparison") -> RenderableType:

@@ -121,6 +121,15 @@ def test_a_run_is_priced_on_further_devices_and_reported(run: Path) -> None:
     assert "On other devices" in page and "nvidia-h200-roofline" in page
 
 
+def test_a_device_without_fp32_is_told(run: Path) -> None:
+    npu = load_profile("ethos-u55-128")
+    found = compare(run, {**PROFILES, npu.name: npu})
+    assert found.notes == tuple(note for note in found.notes if note.startswith("ethos-u55-128 computes in int8 only"))
+    assert found.notes and read_comparison(run) == found
+    assert all(row.seconds > 0 for row in found.fronts[npu.name])
+    assert not compare(run, PROFILES).notes
+
+
 def test_what_a_run_s_models_execute_is_kept_with_it(run: Path, tmp_path: Path) -> None:
     graph = trace_task(tiny_task())
     kept = kernel_records.read(run)

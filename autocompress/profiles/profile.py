@@ -137,7 +137,7 @@ class Profile:
         return Predictor(self._times, self._observed(*Role), scores)
 
     def _sites(self, kernels: Kernels | Sequence[Kernel]) -> dict[str, Site]:
-        """On hardware that has nothing but int8, a plan that says nothing of formats stands for its int8 conversion."""
+        """On hardware that has nothing but int8, what a plan leaves in fp32 is priced in int8, for want of a choice."""
         if isinstance(kernels, Mapping) and DType.FP32 not in self.description.dtypes:
             kernels = _converted(kernels)
         return sites(kernels)
@@ -193,8 +193,6 @@ def profile_of(device: str) -> Profile | None:
 
 
 def _converted(kernels: Kernels) -> Kernels:
-    if any(kernel.workload.dtype is DType.INT8 for kernel in kernels.values()):
-        return kernels
     return {
         name: kernel.with_workload(dtype=DType.INT8) if kernel.workload.op in _CONVERTED else kernel
         for name, kernel in kernels.items()

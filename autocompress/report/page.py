@@ -137,6 +137,7 @@ def _comparison_section(records: Records) -> str:
         + _matrix(found.profiles, found.time_lost, "{:+.1%}")
         + "<p>Share of the hypervolume lost by using the front of one device (rows) on another (columns):</p>"
         + _matrix(found.profiles, found.regret, "{:.1%}")
+        + "".join(f"<p class=note>{escape(note)}.</p>" for note in found.notes)
         + _html(comparison_figure(found))
     )  # fmt: skip
 

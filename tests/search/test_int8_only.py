@@ -50,6 +50,8 @@ def test_no_format_is_decided_and_all_are_int8(graph, space) -> None:  # type: i
 
 def test_the_original_is_priced_as_its_conversion(graph, space, profile: Profile) -> None:  # type: ignore[no-untyped-def]
     original, converted = Plan(graph.fingerprint), space.plan({})
+    half = Plan(graph.fingerprint, converted.steps[::2])
+    assert profile.predict(plan_kernels(half, graph)) == profile.predict(plan_kernels(converted, graph))
     assert profile.predict(plan_kernels(original, graph)) == profile.predict(plan_kernels(converted, graph))
     assert profile.predict(list(plan_kernels(original, graph).values())).seconds != pytest.approx(
         profile.predict(plan_kernels(converted, graph)).seconds
