@@ -19,11 +19,14 @@ import numpy as np
 import typer
 from environment import environment
 from latency_tables import Floats, LatencyTable, Split, fbnet, from_csv, hat, nasbench201, published_split
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
 from autocompress.profiles.transfer import Transfer
+
+Rows = NDArray[np.intp]
 
 KNOWN_MODELS = 900
 JUDGED_MODELS = 5000
@@ -59,11 +62,13 @@ class Draw:
     """[models, train devices], NaN where not known."""
     truth: Floats
     """[models] on the new device."""
-    candidates: Floats
-    judged: Floats
+    candidates: Rows
+    judged: Rows
+    source: Rows
+    """[models]: rows of the table."""
 
 
-def ridge(rows: Floats, measured: Floats, target: Floats) -> Floats:
+def ridge(rows: Floats, measured: Rows, target: Floats) -> Floats:
     """All models' latencies by ridge regression on the measured ones'; penalty, and whether logarithms are taken, by
     the relative error of closed-form leave-one-out predictions."""
     deviation = rows.std(0)
@@ -85,7 +90,7 @@ def ridge(rows: Floats, measured: Floats, target: Floats) -> Floats:
     return best[1]
 
 
-def nearest_rescaled(known: Floats, measured: Floats, target: Floats) -> Floats:
+def nearest_rescaled(known: Floats, measured: Rows, target: Floats) -> Floats:
     """The known device whose logarithms differ most evenly, times the median ratio."""
     off = np.log(target)[:, None] - np.log(known[measured])
     best = int(np.argmin(off.std(0)))
@@ -119,18 +124,18 @@ def draw_of(table: LatencyTable, train: Sequence[str], device: str, seed: int) -
     kept = np.union1d(np.flatnonzero(np.isfinite(known).any(1)), np.union1d(candidates, judged))
     where = {row: i for i, row in enumerate(kept)}
 
-    def renumbered(rows: Floats) -> Floats:
+    def renumbered(rows: Rows) -> Rows:
         return np.array([where[row] for row in rows], dtype=np.intp)
 
     source = order[kept]
     macs = None if table.macs is None else table.macs[source]
     return Draw(
         table.features[source], table.counts[source], macs, known[kept], columns[device][kept],
-        renumbered(candidates), renumbered(judged),
+        renumbered(candidates), renumbered(judged), source,
     )  # fmt: skip
 
 
-def _first_measured(latencies: Floats) -> Floats:
+def _first_measured(latencies: Floats) -> Rows:
     """The first 900 rows that a device ran, or the first half if it ran fewer than twice that."""
     rows = np.flatnonzero(np.isfinite(latencies))
     return rows[: min(KNOWN_MODELS, len(rows) // 2)]
@@ -141,7 +146,7 @@ def judged(
 ) -> dict[tuple[str, int], Errors]:
     """(predictor, measurements) → errors of one device in one draw."""
     draw = draw_of(table, train, device, seed)
-    key = seed, tuple(train), draw.features.shape
+    key = seed, tuple(train), draw.source.tobytes()
     if key not in transfers:
         transfers.clear()
         transfers[key] = Transfer(draw.features, draw.latencies, summary=draw.counts, seed=seed)
@@ -166,7 +171,7 @@ def judged(
     return found
 
 
-def _onboarded(transfer: Transfer, draw: Draw, rows: Floats) -> Errors:
+def _onboarded(transfer: Transfer, draw: Draw, rows: Rows) -> Errors:
     device = transfer.onboard([(int(row), float(draw.truth[row])) for row in rows])
     forecast = device.predict()
     at = draw.judged

@@ -46,7 +46,7 @@ def observe(covariances: Floats, noise: Floats, target: Floats) -> Posteriors:
     precision = np.ones_like(squared)
     for remaining in reversed(range(_ROUNDS)):
         noisy = covariances + (squared / precision)[:, None] * np.eye(count)
-        inverse: Floats = np.linalg.inv(noisy)
+        inverse = np.asarray(np.linalg.inv(noisy), dtype=np.float64)
         weights = inverse @ target
         if remaining:
             precision = _precision(squared, precision, inverse, weights)

@@ -27,8 +27,11 @@ MIN_MEASUREMENTS = 2
 _REHEARSALS = 6
 """Draws of measurements per known device taken as new."""
 
-_REHEARSED = 20
-"""Measurements in the rehearsals that the prior is learnt from; those for calibration have at most as many."""
+_LEARNT_FROM = 10
+"""Measurements in the rehearsals that the prior is learnt from."""
+
+_CALIBRATED_WITH = 20
+"""Measurements at most in those that calibrate: with more, the scores hardly change."""
 
 _REHEARSAL_MODELS = 200
 """Other models that a rehearsal is judged on."""
@@ -181,13 +184,13 @@ class Transfer:
         logs = np.log(self._latencies[:, device])
         found = [
             self._posterior(others, hypotheses, rows, logs[rows]).evidence_by_kind()
-            for rows, _ in self._draws(device, _REHEARSED)
+            for rows, _ in self._draws(device, _LEARNT_FROM)
         ]
         return np.stack(found)
 
     def _rehearsed(self, count: int) -> Floats:
         """How many predicted standard deviations other models lay off, on known devices taken as new."""
-        count = min(count, _REHEARSED)
+        count = min(count, _CALIBRATED_WITH)
         if count not in self._scores:
             devices = range(self.devices) if self.devices >= 2 else ()
             found = [scores for device in devices for scores in self._rehearse(device, count)]
