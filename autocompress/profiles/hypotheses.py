@@ -25,7 +25,7 @@ _AMPLITUDE = 0.3
 _SPREADS = (0.1, 0.3, 1.0, 2.0)
 """How a new device differs from its centre, in units of how the known devices differ."""
 
-_NOVELTIES = (0.003, 0.01, 0.03, 0.1, 0.3)
+_NOVELTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Standard deviations of log latency that only features explain."""
 
 _NOVELTIES_ALONE = (0.03, 0.1, 0.2, 0.4, 0.8)
@@ -126,7 +126,7 @@ class Hypotheses:
         return Hypotheses(self.grid, prior.reshape(2, -1)).of(devices)
 
     def pruned(self) -> "Hypotheses":
-        """Without those that are negligible around all centres together."""
+        """Without those negligible around all centres together: enough for devices like the known ones."""
         keep = self.prior.sum(0) >= _NEGLIGIBLE
         kept = self.prior[:, keep]
         return Hypotheses(self.grid[keep], kept / kept.sum())

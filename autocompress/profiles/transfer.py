@@ -172,11 +172,12 @@ class Transfer:
 
     @cached_property
     def _hypotheses(self) -> Hypotheses:
-        """With a prior learnt on the known devices; all alike where there are too few for that."""
+        """With a prior learnt on the known devices; all alike where there are too few for that. None is dropped: a new
+        device may be like none of the known ones."""
         uniform = Hypotheses.uniform(self.devices, self._summary is not None)
         if self.devices < 2:
             return uniform
-        return uniform.learnt(np.stack([self._evidence(uniform, device) for device in range(self.devices)])).pruned()
+        return uniform.learnt(np.stack([self._evidence(uniform, device) for device in range(self.devices)]))
 
     def _evidence(self, uniform: Hypotheses, device: int) -> Floats:
         """[draws, 2, grid]: of a known device, taken as new."""
@@ -198,7 +199,7 @@ class Transfer:
         return self._scores[count]
 
     def _rehearse(self, device: int, count: int) -> list[Floats]:
-        others, hypotheses = self._points.without(device), self._hypotheses.of(self.devices - 1)
+        others, hypotheses = self._points.without(device), self._hypotheses.pruned().of(self.devices - 1)
         logs = np.log(self._latencies[:, device])
         found = []
         for rows, rest in self._draws(device, count):
