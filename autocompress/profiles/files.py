@@ -66,9 +66,10 @@ class _Strict(BaseModel):
 class Description(_Strict):
     """What profile.toml says.
 
-    `rates` are a datasheet's, for hardware that was not measured; `source` says which datasheet, or on what and how the
-    profile was measured. `reference_s` is the reference model's own time in seconds on the quiet device; every other
-    time follows from it by a ratio. `node_overhead_s` is what the runtime's profiler added to each node.
+    `rates` are a datasheet's, for hardware that was not measured; `learnt_from` names the profiles whose kernels it
+    borrows, if none was measured on this device; `source` says which datasheet, or on what and how the profile was
+    measured. `reference_s` is the reference model's own time in seconds on the quiet device; every other time follows
+    from it by a ratio. `node_overhead_s` is what the runtime's profiler added to each node.
     """
 
     schema_version: PositiveInt = SCHEMA
@@ -81,6 +82,7 @@ class Description(_Strict):
     dtypes: tuple[DType, ...]
     channel_multiple: dict[DType, PositiveInt]
     estimate: bool = False
+    learnt_from: tuple[str, ...] | None = None
     environment: dict[str, str] = Field(default_factory=dict)
     source: str = ""
     rates: Rates | None = None
@@ -90,6 +92,8 @@ class Description(_Strict):
         """How its latencies are known, in words."""
         if self.rates is not None:
             return "datasheet's roofline, uncalibrated"
+        if self.learnt_from:
+            return f"a few models measured, {self.runtime}; kernels borrowed of {', '.join(self.learnt_from)}"
         return f"{self.runtime}, the vendor's estimate" if self.estimate else f"measured, {self.runtime}"
 
     def capabilities(self) -> Capabilities:

@@ -75,6 +75,14 @@ class Profile:
         faster than a roofline is stated to take at most UNCALIBRATED times as long."""
         return self._latency(self._predictor.predict(list(self._sites(kernels).values())))
 
+    def ratio(self, where: Sequence[Site]) -> float:
+        """The predicted ratio to the reference of a model with kernels at these sites."""
+        return self._predictor.predict(where).ratio
+
+    def score(self, where: Sequence[Site], ratio: float) -> float:
+        """How many predicted standard deviations a measured ratio lies off."""
+        return self._predictor.score(Observation(tuple(where), ratio))
+
     def breakdown(self, kernels: Kernels | Sequence[Kernel]) -> dict[str, float]:
         """Seconds of each lowered kernel; they add up to the prediction but for a constant per model."""
         where = self._sites(kernels)
@@ -152,11 +160,12 @@ class Profile:
             low, high = prediction.ratio, UNCALIBRATED * prediction.ratio
         seconds, low, high = (self.reference_s * ratio for ratio in (prediction.ratio, low, high))
         origin = "estimate" if self.description.estimate else "predicted"
-        return Latency(seconds, low, high, prediction.measured_fraction, origin)
+        fraction = 0.0 if self.description.learnt_from else prediction.measured_fraction
+        return Latency(seconds, low, high, fraction, origin)
 
     def _search_row(self, name: str, kernels: Kernels | Sequence[Kernel], ratio: float) -> ModelRow:
         where = tuple(self._sites(kernels).values())
-        score = self._predictor.score(Observation(where, ratio))
+        score = self.score(where, ratio)
         return ModelRow(id=name, role=Role.SEARCH, ratio=ratio, low=ratio, high=ratio, score=score, sites=where)
 
 
