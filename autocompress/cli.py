@@ -288,6 +288,11 @@ def profile(
     ],
     out: Annotated[Path, typer.Option(help="folder for the profile", show_default=False)],
     task: Annotated[str | None, typer.Option(help="task whose model is measured; the demo's otherwise")] = None,
+    known: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="learn it from this profile of another device; may be repeated"),
+    ] = None,
+    models: Annotated[int, typer.Option(help="with --from: models to measure on the new device")] = 10,
     as_json: Json = False,
 ) -> None:
     """Measure a device, fit its latency predictor, and report its error on held-out models; resumes in --out."""
@@ -297,20 +302,27 @@ def profile(
     from autocompress import terminal
     from autocompress.accuracy import accuracy_of
     from autocompress.demo import untrained_task
-    from autocompress.search.profiling import profile_task
+    from autocompress.profiles import load
+    from autocompress.search.profiling import onboard_task, profile_task
     from autocompress.task_loading import load_task
 
     unfinished = out / "unfinished"
     with terminal.counting("steps, building models and measuring them", quiet=as_json) as count:
         loaded = load_task(task) if task else untrained_task()
-        found = profile_task(loaded, device, progress=count, resume_dir=unfinished)
+        if known:
+            found = onboard_task(loaded, device, [load(name) for name in known], models=models, progress=count)
+        else:
+            found = profile_task(loaded, device, progress=count, resume_dir=unfinished)
     found.save(out)
     rmtree(unfinished, ignore_errors=True)
-    accuracy = accuracy_of(found)
+    judged = {} if known else asdict(accuracy_of(found))
+    interval = found.typical_interval()
     if as_json:
-        _json({"profile": out, "device": found.device, **asdict(accuracy)})
-    else:
-        terminal.show(terminal.accuracy_view(accuracy), f"written to {out}; use it with --profile {out}")
+        _json({"profile": out, "device": found.device, "typical_interval": interval, **judged})
+        return
+    told = f"{found.description.origin}; typical interval ±{interval:.1%}"
+    parts = [told] if known else [terminal.accuracy_view(accuracy_of(found)), told]
+    terminal.show(*parts, f"written to {out}; use it with --profile {out}")
 
 
 def _show_study(study: Any, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """Hardware profiles: measured once per device, then a plan's latency is a sum over its kernels."""
 
-from autocompress.profiles.calibration import Planned, calibrate, measured_before
+from autocompress.profiles.calibration import Planned, calibrate, describe, measured_before
 from autocompress.profiles.profile import Profile, ProfileWarning, descriptions, list_profiles, load, profile_of
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "Profile",
     "ProfileWarning",
     "calibrate",
+    "describe",
     "descriptions",
     "list_profiles",
     "load",

@@ -157,17 +157,24 @@ def _profile(
     reference_s = median(measured[plan.key].reference_s for plan in planned)
     where = {plan.key: sites(plan.kernels) for plan in planned}
     overhead_s = _node_overhead([measured[p.key] for p in planned if p.key not in held_out], reference_s)
-    capabilities = device.capabilities()
-    description = Description(
-        name=name, device=device.name, runtime=device.runtime, reference=reference.name, reference_s=reference_s,
-        node_overhead_s=overhead_s, dtypes=tuple(sorted(capabilities.dtypes)),
-        channel_multiple=dict(capabilities.channel_multiple), estimate=device.estimate,
-        environment=device.environment(),
-    )  # fmt: skip
+    description = describe(device, name, reference.name, reference_s, overhead_s)
     models = [_model_row(measured[p.key], where[p.key], p.key in held_out) for p in planned]
     fitted = [(measured[key], places) for key, places in where.items() if key not in held_out]
     kernels = _kernel_rows(fitted, reference_s, overhead_s)
     return Profile(description, kernels, tuple(models))
+
+
+def describe(
+    device: Device, name: str, reference: str, reference_s: float, node_overhead_s: float = 0.0
+) -> Description:
+    """What a profile says of the device that it was measured on."""
+    capabilities = device.capabilities()
+    return Description(
+        name=name, device=device.name, runtime=device.runtime, reference=reference, reference_s=reference_s,
+        node_overhead_s=node_overhead_s, dtypes=tuple(sorted(capabilities.dtypes)),
+        channel_multiple=dict(capabilities.channel_multiple), estimate=device.estimate,
+        environment=device.environment(),
+    )  # fmt: skip
 
 
 def _model_row(measured: Measured, where: Mapping[str, Site], held_out: bool) -> ModelRow:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import environ, pathsep
 from pathlib import Path
+from statistics import median
 
 from autocompress.devices import Device, open_device
 from autocompress.devices.fake import FakeDevice
@@ -114,6 +115,11 @@ class Profile:
         """Whole models, each as predicted by what was fitted without them."""
         rows = [row for row in self.models if row.role is Role.HELD_OUT]
         return [(row, self._latency(self._judge.predict(row.sites))) for row in rows]
+
+    def typical_interval(self) -> float:
+        """Half the interval's width as a share of the prediction, of the median of the profile's models."""
+        found = [self._latency(self._predictor.predict(row.sites)) for row in self.models]
+        return median((latency.high - latency.low) / 2 / latency.seconds for latency in found)
 
     def save(self, folder: Path) -> None:
         """Write profile.toml, kernels.csv and models.csv. Raises StorageError."""

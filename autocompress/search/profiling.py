@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,12 @@ from autocompress.devices import Device, open_device
 from autocompress.errors import Failure
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph.types import Graph
+from autocompress.measure import ROUNDS, measure, reference_seconds, to_ratio
 from autocompress.methods import methods
 from autocompress.methods.configs import LowRank, Prune, Quantize, Student
 from autocompress.plan import Plan
-from autocompress.profiles import Profile, calibrate, measured_before
+from autocompress.profiles import Profile, calibrate, describe, measured_before
+from autocompress.profiles.onboarding import choose_models, onboard
 from autocompress.search.space import Space, find_space
 from autocompress.task import Task
 from autocompress.task_checks import check_task
@@ -63,6 +66,34 @@ def profile_task(
             graph, opened, reference, one_sample(inputs), Path(folder), plans, seed, progress=progress,
             resume_dir=resume_dir and resume_dir / _slug(f"{graph.fingerprint} {opened.name} {opened.runtime}"),
         )  # fmt: skip
+
+
+def onboard_task(
+    task: Task, device: str, known: Sequence[Profile], *, models: int = 10, seed: int = 0, progress: Tell | None = None
+) -> Profile:
+    """A profile of a device for this task's model from few models measured on it, and other devices' profiles.
+
+    Raises ProfileError for fewer than 3 models or no known profile, and what `profile_task` does.
+    """
+    check_task(task)
+    inputs = as_tuple(task.example_inputs)
+    graph, opened, tell = trace_task(task), open_device(device), progress or (lambda done, whole: None)
+    plans = sample_plans(find_space(graph, methods(), opened.capabilities()), PLANS, seed)
+    kernels = [plan_kernels(plan, graph) for plan in plans]
+    chosen = choose_models(known, kernels, min(models, len(plans)))
+    with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
+        reference = Path(folder) / "original.onnx"
+        plain_onnx(task.model, inputs, reference)
+        paths = {}
+        for done, index in enumerate(chosen):
+            tell(done, 2 * len(chosen))
+            paths[str(index)] = Path(folder) / f"{index}.onnx"
+            to_onnx(build(plans[index], graph, None), paths[str(index)], plans[index].key)
+        found = measure(opened, paths, reference, one_sample(inputs), rounds=ROUNDS)
+        tell(2 * len(chosen), 2 * len(chosen))
+    reference_s = median(reference_seconds(measurement) for measurement in found.values())
+    description = describe(opened, opened.name.replace(":", "-"), reference.name, reference_s)
+    return onboard(description, known, kernels, {int(i): to_ratio(m).value for i, m in found.items()})
 
 
 def _slug(text: str) -> str:

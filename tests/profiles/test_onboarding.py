@@ -14,6 +14,7 @@ from autocompress.precision import lower
 from autocompress.profiles import Profile, ProfileWarning, calibrate, load
 from autocompress.profiles.files import Description
 from autocompress.profiles.onboarding import choose_models, onboard
+from autocompress.profiles.predictor import NOMINAL_COVERAGE
 from autocompress.roofline import Rates
 from autocompress.workload import DType
 from tests.profiles.nets import REFERENCE, KernelDevice, device_for, plans_for, random_net
@@ -75,7 +76,9 @@ def test_ten_models_tell_what_no_known_device_does(known: list[Profile], learnt:
 
 def test_its_intervals_cover_new_models(learnt: Profile) -> None:
     found = [(learnt.predict(kernels), seconds(UNKNOWN, kernels)) for kernels in NEW]
-    assert np.mean([latency.low <= truth <= latency.high for latency, truth in found]) >= 0.85
+    stderr = (NOMINAL_COVERAGE * (1 - NOMINAL_COVERAGE) / len(found)) ** 0.5
+    covered = np.mean([latency.low <= truth <= latency.high for latency, truth in found])
+    assert covered >= NOMINAL_COVERAGE - 2 * stderr, "what so few models can tell"
     assert all(latency.low <= latency.seconds <= latency.high for latency, _ in found)
 
 

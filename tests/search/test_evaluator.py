@@ -19,7 +19,7 @@ from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Setup, Start
 from autocompress.search.evaluator import TorchEvaluator
 from autocompress.search.loop import search
-from autocompress.search.profiling import profile_task
+from autocompress.search.profiling import onboard_task, profile_task
 from autocompress.task import Score, Task
 from autocompress.workload import DType
 from tests.zoo import OptionAResNet, make
@@ -279,3 +279,17 @@ def write_rates(folder):
         "channel_multiple = { fp32 = 16, int8 = 4 }\n"
     )
     return path
+
+
+def test_a_device_is_learnt_from_few_models_and_another_ones_profile(tmp_path):
+    known = profile_task(tiny_task(), "fake", plans=24)
+    device = f"fake:{write_rates(tmp_path)}"
+    learnt = onboard_task(tiny_task(), device, [known], models=10)
+    assert learnt.device == device
+    assert learnt.description.learnt_from == (known.name,)
+    truth = profile_task(tiny_task(), device, plans=24)
+    rows = [(row.sites, row.ratio * truth.reference_s) for row in truth.models]
+    off = [abs(learnt.ratio(where) * learnt.reference_s / seconds - 1) for where, seconds in rows]
+    unadapted = [abs(known.ratio(where) * known.reference_s / seconds - 1) for where, seconds in rows]
+    assert np.mean(off) < 0.6 * np.mean(unadapted), "from one device that is little like it"
+    assert learnt.typical_interval() > 0
