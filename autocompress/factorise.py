@@ -23,7 +23,7 @@ def ranks(kind: str, rank: int, inputs: int, outputs: int, window: Sequence[int]
     if kind == "spatial":
         return (min(rank, inputs * window[0], outputs * window[1]),)
     outer = min(rank, outputs)
-    return max(1, round(inputs * outer / outputs)), outer
+    return min(max(1, round(inputs * outer / outputs)), outputs * math.prod(window)), outer
 
 
 def factorise(model: GraphModule, layer: str, kind: str, rank: int, gram: Tensor | None) -> tuple[str, ...]:
