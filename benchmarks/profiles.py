@@ -15,6 +15,7 @@ from environment import environment
 from nets import NETS
 from rich.console import Console
 
+from autocompress import terminal
 from autocompress.accuracy import Accuracy, accuracy_of
 from autocompress.devices import open_device
 from autocompress.export.onnx import plain_onnx
@@ -32,10 +33,10 @@ def calibrated(net: str, device: str, plans: int) -> Profile:
         folder = Path(name)
         plain_onnx(model, (inputs,), folder / "original.onnx")
         graph = trace(model, inputs)
-        return profile_graph(
-            graph, open_device(device), folder / "original.onnx", [inputs.numpy()], folder, plans,
-            progress=lambda done, whole: console.print(f"{net}: {done} of {whole} models"),
-        )  # fmt: skip
+        with terminal.counting(f"steps of {net}", quiet=False) as count:
+            return profile_graph(
+                graph, open_device(device), folder / "original.onnx", [inputs.numpy()], folder, plans, progress=count
+            )
 
 
 def main(
