@@ -4,10 +4,8 @@ import copy
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,24 +26,23 @@ from autocompress.graph.types import Graph
 from autocompress.importance import IMPORTANCES
 from autocompress.methods import Method, methods
 from autocompress.methods.prune import PruneMethod
-from autocompress.objective import Objective, combined
 from autocompress.plan import Plan
-from autocompress.profiles import Profile, ProfileWarning
+from autocompress.profiles import Profile
 from autocompress.profiles import load as load_profile
 from autocompress.repair.distill import Budget, Recipe, Teacher, fine_tune
 from autocompress.repair.matching import divergence, outputs_of
 from autocompress.repair.statistics import collect
 from autocompress.search.candidate import Candidate
-from autocompress.search.engine import Baseline, Lesson, Price, Setup, Start, Timing, Timings, Trained
+from autocompress.search.engine import Baseline, Lesson, Price, Setup, Start, Timings, Trained
 from autocompress.search.paying import paying_space
 from autocompress.search.profiling import one_sample, profile_graph
 from autocompress.search.space import Space, find_space, single_plans
-from autocompress.search.targets import Target
+from autocompress.search.targets import Target, Targets
 from autocompress.task import Loader, Score, Task
 from autocompress.task_checks import check_task
 from autocompress.tracing import trace_task
 from autocompress.verify import exported_outputs, parity, precision_of, predictor, provider_counts, validation_samples
-from autocompress.workload import WEIGHTED_OPS, Artifact, Capabilities, DType, Kernel, Kernels, Latency, total_macs
+from autocompress.workload import WEIGHTED_OPS, Artifact, DType, Kernel, Kernels, Latency, total_macs
 
 ORIGINAL = "original.onnx"
 
@@ -54,9 +51,6 @@ NODE_BYTES = 400
 
 TELL_EVERY_S = 1.0
 """A training tells the watcher how it goes about this often."""
-
-SCORES_ON = "ort:cpu"
-"""Scores the files of a search whose devices are all elsewhere."""
 
 
 class TorchEvaluator:
@@ -82,13 +76,12 @@ class TorchEvaluator:
         self._original.parent.mkdir(parents=True, exist_ok=True)
         self._plain = plain_onnx(task.model, self._inputs, self._original)
         sample = one_sample(self._inputs)
-        self.targets = {p.name: Target(p, self._original, sample) for p in _differently_named(self._profiles(setup))}
-        self._tell_of_absent()
+        aims = [Target(profile, self._original, sample) for profile in self._profiles(setup)]
+        self.targets = Targets(settings.objective, aims)
         self._teacher = Teacher(self.graph, settings.fine_tuning.precision)
         self._threads = os.cpu_count() or 1
         self._outputs: dict[str, tuple[tuple[float, ...], ...]] = {}
         self._scores: dict[tuple[str, str, str], Score] = {}
-        self._originals: Mapping[str, Latency] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -100,33 +93,21 @@ class TorchEvaluator:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        return {**self.device().environment(), "device": self.device().name, "profile": ", ".join(self.targets)}
-
-    def device(self, profile: str | None = None) -> Device:
-        """The device of a profile, by default the first's; where that is not here, the one that scores all files."""
-        found = self.targets[profile].device if profile else next(iter(self.targets.values())).device
-        return found or open_device(SCORES_ON)
-
-    @cached_property
-    def capabilities(self) -> Capabilities:
-        """What all the devices can make use of."""
-        found = [target.profile.capabilities for target in self.targets.values()]
-        dtypes = frozenset.intersection(*(c.dtypes for c in found)) or found[0].dtypes
-        multiples = {dtype: math.lcm(*(c.channel_multiple.get(dtype, 1) for c in found)) for dtype in dtypes}
-        return Capabilities(dtypes, multiples)
+        device = self.targets.device()
+        return {**device.environment(), "device": device.name, "profile": ", ".join(self.targets.by_name)}
 
     def space(self) -> Space:
         """What pays on at least one device; where a size is to be kept, what only makes a model smaller is offered too.
 
         It is decided by the profiles as they were before any search corrected them: a resumed search finds the same.
         """
-        found, asked = _methods(self._settings.importance), self._settings
+        found, asked, capabilities = _methods(self._settings.importance), self._settings, self.targets.capabilities
         if asked.max_size_bytes is not None:
-            return find_space(self.graph, found, self.capabilities, decisions=asked.decisions)
-        settled = [target.profile.without_search() for target in self.targets.values()]
-        space = paying_space(self.graph, found, self.capabilities, settled, asked.decisions)
-        for target in self.targets.values():
-            target.profile.warm(plan_kernels(plan, self.graph) for plan in single_plans(space))
+            return find_space(self.graph, found, capabilities, decisions=asked.decisions)
+        settled = [profile.without_search() for profile in self.targets.profiles]
+        space = paying_space(self.graph, found, capabilities, settled, asked.decisions)
+        for profile in self.targets.profiles:
+            profile.warm(plan_kernels(plan, self.graph) for plan in single_plans(space))
         return space
 
     def kernels(self, plan: Plan) -> Kernels:
@@ -134,10 +115,10 @@ class TorchEvaluator:
 
     def price(self, plan: Plan) -> Price:
         kernels = self.kernels(plan)
-        found = {name: target.price(kernels) for name, target in self.targets.items()}
+        found = self.targets.price(kernels)
         size_bytes, params = _size(kernels.values())
         macs = total_macs(list(kernels.values()))
-        return Price(self._combined(found), size_bytes, params, macs, found, self._settings.latencies > 1)
+        return Price(self.targets.combined(found), size_bytes, params, macs, found, self.targets.each)
 
     def baseline(self) -> Baseline:
         """The original's own figures; the model after exact rewrites alone is timed beside it."""
@@ -145,9 +126,9 @@ class TorchEvaluator:
         original = Plan(self.fingerprint)
         self.export(original, None, rewritten)
         kernels = plan_kernels(original, self.graph)
-        times = {name: target.baseline(rewritten, kernels) for name, target in self.targets.items()}
+        times = self.targets.baseline(rewritten, kernels)
         rewritten.unlink()
-        first = times[next(iter(times))]
+        first = times[self.targets.first]
         params = sum(parameter.numel() for parameter in self._task.model.parameters())
         return Baseline(
             score=self.score(self._original, None), subset_score=self.score(self._original, len(self._subset)),
@@ -158,14 +139,8 @@ class TorchEvaluator:
         )  # fmt: skip
 
     def adopt(self, baseline: Baseline) -> None:
-        """Prices follow the host's present speed. A run from before there were several profiles knows one."""
         original = Plan(self.fingerprint)
-        kernels = plan_kernels(original, self.graph)
-        for name, target in self.targets.items():
-            plain = baseline.devices.get(name, baseline.latency)
-            rewritten = baseline.rewritten_on.get(name, baseline.rewritten or plain)
-            target.adopt(plain, rewritten, kernels, original.key)
-        self._originals = {name: baseline.devices.get(name, baseline.latency) for name in self.targets}
+        self.targets.adopt(baseline, plan_kernels(original, self.graph), original.key)
 
     def share(self, workers: int) -> None:
         self._threads = max(1, (os.cpu_count() or 1) // workers)
@@ -181,10 +156,10 @@ class TorchEvaluator:
         return artifact
 
     def score(self, path: Path, samples: int | None, profile: str | None = None) -> Score:
-        return self._score(path, "validation" if samples is None else "subset", self.device(profile))
+        return self._score(path, "validation" if samples is None else "subset", self.targets.device(profile))
 
     def test_score(self, path: Path) -> Score | None:
-        return self._score(path, "test", self.device()) if self._task.test is not None else None
+        return self._score(path, "test", self.targets.device()) if self._task.test is not None else None
 
     def fine_tune(self, plan: Plan, starts: Sequence[Start], seconds: float, weights: Path) -> Trained:
         assert self._task.train is not None, "only trainable tasks are fine-tuned"
@@ -208,39 +183,18 @@ class TorchEvaluator:
     def measure(
         self, paths: Mapping[str, Path], seconds: float, predicted: Mapping[str, Mapping[str, Latency]]
     ) -> Timings:
-        """On every device in turn."""
-        share_s, rounds = seconds / len(self.targets), self._settings.measuring.rounds
-        timed = {name: target.measure(paths, share_s, rounds) for name, target in self.targets.items()}
-        first = next(iter(self.targets))
-        refused = {key: f"{first}: {reason}" for key, reason in timed[first].refused.items()}
-        found = {}
-        for key in (key for key in paths if key not in refused):
-            measured = {name: t.found[key] for name, t in timed.items() if key in t.found}
-            devices = {name: measured.get(name) or predicted[key][name] for name in self.targets}
-            chosen = measured if self._settings.objective is Objective.BEST else devices
-            found[key] = Timing(self._combined(chosen), devices)
-        return Timings(found, refused)
+        return self.targets.measure(paths, seconds, self._settings.measuring.rounds, predicted)
 
     def learn(self, timed: Sequence[Candidate]) -> list[Lesson]:
         """The run's own profile is written with what it has learnt, so that a resumed search knows it too."""
-        lessons = [target.learn(self._timed_on(name, timed)) for name, target in self.targets.items()]
-        for target in self.targets.values():
-            if not self._settings.profile and timed:
-                target.profile.save(self._own_profile)
-        return [lesson for lesson in lessons if lesson is not None]
-
-    def _timed_on(self, profile: str, timed: Sequence[Candidate]) -> list[tuple[Kernels, Latency, Latency]]:
-        found: list[tuple[Kernels, Latency, Latency]] = []
-        for candidate in timed:
-            latency = candidate.devices.get(profile)
-            if latency is not None and latency.origin != "predicted":
-                kernels = plan_kernels(candidate.plan, self.graph)
-                found.append((kernels, self.targets[profile].price(kernels), latency))
-        return found
+        lessons = self.targets.learn([(plan_kernels(c.plan, self.graph), c.devices) for c in timed])
+        if lessons and not self._settings.profile:
+            self.targets.profiles[0].save(self._own_profile)
+        return lessons
 
     def certify(self, candidate: Candidate, artifact: Artifact, baseline: Baseline) -> None:
         outputs = self._outputs[artifact.sha256]
-        device = self.device(candidate.fastest_on if self._settings.objective is Objective.BEST else None)
+        device = self.targets.runs_on(candidate.fastest_on)
         session = device.open(artifact.path)
         expected = torch.tensor(outputs).double().numpy()
         found = session.run(*validation_samples(self._task, len(outputs))).reshape(len(outputs), -1)
@@ -288,9 +242,6 @@ class TorchEvaluator:
 
         return watch
 
-    def _combined(self, found: Mapping[str, Latency]) -> Latency:
-        return combined(self._settings.objective, found, self._originals or found)
-
     def _profiles(self, setup: Setup) -> list[Profile]:
         """The named profiles, the one this run measured before, or a new one."""
         if self._settings.profile:
@@ -305,16 +256,6 @@ class TorchEvaluator:
         )  # fmt: skip
         found.save(own)
         return [found]
-
-    def _tell_of_absent(self) -> None:
-        for target in self.targets.values():
-            if target.device is None:
-                warnings.warn(
-                    f"the device of profile {target.name!r} can't be used here ({target.absent}): its latencies stay "
-                    "predictions",
-                    ProfileWarning,
-                    stacklevel=4,
-                )
 
     def _final(self, plan: Plan, weights: Path | None) -> GraphModule:
         with torch.no_grad():
@@ -372,13 +313,6 @@ class TorchEvaluator:
 def open_evaluator(task: Task, settings: Settings) -> Callable[[Setup], TorchEvaluator]:
     """What `run` opens once it holds the run's folder."""
     return lambda setup: TorchEvaluator(task, settings, setup)
-
-
-def _differently_named(profiles: list[Profile]) -> list[Profile]:
-    names = [profile.name for profile in profiles]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"several of the profiles are called {twice[0]!r}; rename one in its profile.toml")
-    return profiles
 
 
 def _calibration(task: Task) -> Loader:

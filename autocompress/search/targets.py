@@ -3,17 +3,20 @@
 Prices follow the present speed of the device: a profile's times are ratios, and the original's is measured anew.
 """
 
+import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.devices import Device
-from autocompress.errors import DeviceError, DeviceLostError
+from autocompress.devices import Device, open_device
+from autocompress.errors import ConfigError, DeviceError, DeviceLostError
 from autocompress.measure import (
     ROUNDS,
     RUNS_PER_ROUND,
@@ -23,9 +26,13 @@ from autocompress.measure import (
     to_latency,
     typical_seconds,
 )
-from autocompress.profiles import Profile
-from autocompress.search.engine import Lesson
-from autocompress.workload import Kernels, Latency
+from autocompress.objective import Objective, combined
+from autocompress.profiles import Profile, ProfileWarning
+from autocompress.search.engine import Baseline, Lesson, Timing, Timings
+from autocompress.workload import Capabilities, Kernels, Latency
+
+SCORES_ON = "ort:cpu"
+"""Scores the files of a search whose devices are all elsewhere."""
 
 LEAST_ROUNDS = 16
 """Rounds of timing, however little time is left: fewer give no interval."""
@@ -141,3 +148,101 @@ class Target:
         except DeviceError as error:
             return str(error)
         return ""
+
+
+class Targets:
+    """All profiles of a search, by name, and how their latencies come to what is minimised.
+
+    The first one's device scores files; where it is not here, SCORES_ON does.
+    """
+
+    def __init__(self, objective: Objective, targets: Sequence[Target]) -> None:
+        names = [target.name for target in targets]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"several of the profiles are called {twice[0]!r}; rename one in its profile.toml")
+        self.by_name = {target.name: target for target in targets}
+        self._objective = objective
+        self._originals: Mapping[str, Latency] = {}
+        for target in targets:
+            if target.device is None:
+                _tell_of_absent(target)
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.by_name))
+
+    @property
+    def each(self) -> bool:
+        """Whether every latency is an objective of its own."""
+        return self._objective is Objective.EACH and len(self.by_name) > 1
+
+    @property
+    def profiles(self) -> list[Profile]:
+        return [target.profile for target in self.by_name.values()]
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """What all the devices can make use of."""
+        found = [profile.capabilities for profile in self.profiles]
+        dtypes = frozenset.intersection(*(c.dtypes for c in found)) or found[0].dtypes
+        multiples = {dtype: math.lcm(*(c.channel_multiple.get(dtype, 1) for c in found)) for dtype in dtypes}
+        return Capabilities(dtypes, multiples)
+
+    def device(self, profile: str | None = None) -> Device:
+        return self.by_name[profile or self.first].device or open_device(SCORES_ON)
+
+    def runs_on(self, fastest: str | None) -> Device:
+        """The device that a model is verified on: of the runtimes of one machine the one that a user will take."""
+        return self.device(fastest if self._objective is Objective.BEST else None)
+
+    def combined(self, found: Mapping[str, Latency]) -> Latency:
+        return combined(self._objective, found, self._originals or found)
+
+    def price(self, kernels: Kernels) -> dict[str, Latency]:
+        return {name: target.price(kernels) for name, target in self.by_name.items()}
+
+    def baseline(self, rewritten: Path, kernels: Kernels) -> dict[str, tuple[Latency, Latency]]:
+        """Profile → the original's latency, and that after exact rewrites, whose file and kernels these are."""
+        return {name: target.baseline(rewritten, kernels) for name, target in self.by_name.items()}
+
+    def adopt(self, baseline: Baseline, kernels: Kernels, key: str) -> None:
+        """Prices follow the devices' present speed. A run from before there were several profiles knows one."""
+        self._originals = {name: baseline.devices.get(name, baseline.latency) for name in self.by_name}
+        for name, target in self.by_name.items():
+            plain = self._originals[name]
+            target.adopt(plain, baseline.rewritten_on.get(name, baseline.rewritten or plain), kernels, key)
+
+    def measure(
+        self,
+        paths: Mapping[str, Path],
+        seconds: float,
+        most_rounds: int,
+        predicted: Mapping[str, Mapping[str, Latency]],
+    ) -> Timings:
+        """On every device in turn; what the first can't time is refused."""
+        share_s = seconds / len(self.by_name)
+        timed = {name: target.measure(paths, share_s, most_rounds) for name, target in self.by_name.items()}
+        refused = {key: f"{self.first}: {reason}" for key, reason in timed[self.first].refused.items()}
+        found = {}
+        for key in (key for key in paths if key not in refused):
+            measured = {name: t.found[key] for name, t in timed.items() if key in t.found}
+            devices = {name: measured.get(name) or predicted[key][name] for name in self.by_name}
+            chosen = measured if self._objective is Objective.BEST else devices
+            found[key] = Timing(self.combined(chosen), devices)
+        return Timings(found, refused)
+
+    def learn(self, timed: Sequence[tuple[Kernels, Mapping[str, Latency]]]) -> list[Lesson]:
+        """From models whose latencies on the profiles are these; what was only predicted teaches nothing."""
+        lessons = []
+        for name, target in self.by_name.items():
+            seen = [(k, target.price(k), d[name]) for k, d in timed if name in d and d[name].origin != "predicted"]
+            lessons.append(target.learn(seen))
+        return [lesson for lesson in lessons if lesson is not None]
+
+
+def _tell_of_absent(target: Target) -> None:
+    warnings.warn(
+        f"the device of profile {target.name!r} can't be used here ({target.absent}): its latencies stay predictions",
+        ProfileWarning,
+        stacklevel=5,
+    )

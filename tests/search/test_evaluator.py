@@ -223,8 +223,8 @@ def test_the_profile_measured_for_a_run_is_kept_and_used_again(evaluator):
     assert (folder / "profile" / "profile.toml").exists()
     again = opened(folder)
     again.adopt(evaluator.baseline())
-    (before,), (after,) = evaluator.targets.values(), again.targets.values()
-    assert [row.id for row in after.profile.models] == [row.id for row in before.profile.models]
+    (before,), (after,) = evaluator.targets.profiles, again.targets.profiles
+    assert [row.id for row in after.models] == [row.id for row in before.models]
 
 
 def test_the_whole_search_on_a_real_net(evaluator, tmp_path):
