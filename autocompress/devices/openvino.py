@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.devices._openvino_nodes import Executed, Origins, executed, seconds_by_counter
+from autocompress.devices._openvino_probe import require_survival
 from autocompress.devices._refusals import check_count, last_line, unknown_variant
 from autocompress.devices._timing import middle_mean, stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime
@@ -189,6 +190,7 @@ class _Loaded:
         device._check_present()
         self._plugin = device.target.plugin
         settings = _settings(device.target, threads) | {"PERF_COUNT": profiled}
+        require_survival(path, model, shapes, self._plugin, _settings(device.target, threads))
         with _refused(f"{device.name} can't run {path}"):
             fixed = model.clone()
             fixed.reshape({i: _openvino().PartialShape(list(shape)) for i, shape in enumerate(shapes)})

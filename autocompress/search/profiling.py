@@ -15,7 +15,7 @@ from torch import Tensor
 from autocompress.batches import as_tuple
 from autocompress.build import build, plan_kernels
 from autocompress.devices import Device, open_device
-from autocompress.errors import Failure
+from autocompress.errors import Failure, StorageError
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph.types import Graph
 from autocompress.measure import ROUNDS, measure, reference_seconds, to_ratio
@@ -115,13 +115,15 @@ def profile_graph(
 ) -> Profile:
     """A profile from sampled plans of a traced model; models are written to `folder` and removed.
 
-    With `seconds`, as many of the plans as building has time for, but at least LEAST_PLANS.
+    With `seconds`, as many of the plans as building has time for, but at least LEAST_PLANS. Plans that can't be built,
+    or that the device refuses, are left out; if it refuses all, its reason is raised.
     """
     space = find_space(graph, methods(), device.capabilities())
     begun, tell = time.monotonic(), progress or (lambda done, whole: None)
     known = measured_before(resume_dir)
     built = []
     sampled = sample_plans(space, plans, seed)
+    refused: Failure | None = None
     for count, plan in enumerate(sampled):
         tell(count, 2 * len(sampled))
         late = seconds is not None and time.monotonic() - begun > BUILD_SHARE * seconds
@@ -131,9 +133,15 @@ def profile_graph(
         try:
             if plan.key not in known:
                 to_onnx(build(plan, graph, None), path, plan.key)
-        except Failure:
+                device.open(path)
+        except StorageError:
+            raise
+        except Failure as error:
+            refused = error
             continue
         built.append((plan.key, plan_kernels(plan, graph), path))
+    if refused is not None and not built:
+        raise refused
     try:
         return calibrate(
             device, built, reference, inputs, progress=lambda done, whole: tell(whole + done, 2 * whole),

@@ -1,5 +1,6 @@
 """OpenVINO: what runs agrees with ONNX Runtime, in the precision that is said, and is traced back to the artifact."""
 
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -14,7 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from autocompress.devices import list_devices, open_device
+from autocompress.devices import _openvino_probe, list_devices, open_device
 from autocompress.devices import openvino as openvino_file
 from autocompress.devices._openvino_nodes import WARMUP, seconds_by_counter
 from autocompress.errors import DeviceError
@@ -226,3 +227,33 @@ def test_what_was_never_tried_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_variant_names_the_nearest(asked: str, clue: str) -> None:
     with pytest.raises(DeviceError, match=f"unknown device 'openvino:{asked}': .*{clue}"):
         open_device(f"openvino:{asked}")
+
+
+@installed
+@pytest.mark.parametrize(
+    ("code", "clue"), [(-11, r"can't compile .*net.onnx: it crashes \(signal 11\); leave this model out"), (0, "")]
+)
+def test_a_model_that_takes_openvino_down_does_not_take_us(
+    code: int, clue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some quantised nets crash its compiler: another process tries them first, once per file."""
+    tried: list[list[str]] = []
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[bytes]:
+        tried.append(command)
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(_openvino_probe.subprocess, "run", run)
+    _openvino_probe._end_of.cache_clear()
+    path = write_net(tmp_path / "net.onnx", int8=True)
+    device = open_device("openvino:cpu")
+    for _ in range(2):
+        if clue:
+            with pytest.raises(DeviceError, match=clue):
+                device.open(path)
+        else:
+            device.open(path)
+    assert len(tried) == 1 and tried[0][-2] == str(path)
+    device.open(write_net(tmp_path / "float.onnx"))
+    assert len(tried) == 1, "what is not quantised was never seen to crash"
+    _openvino_probe._end_of.cache_clear()
