@@ -184,8 +184,17 @@ def _candidate_cells(candidate: "Candidate", baseline: "Baseline | None", on_fro
         candidate.id, score, stderr, f"{candidate.test_score.value:.4f}" if candidate.test_score else "-",
         milliseconds(candidate.best_latency), f"{candidate.latency.seconds * 1e3:.3f}", speedup,
         f"{candidate.size_bytes / 1e3:,.0f}" if candidate.size_bytes else "-",
-        ", ".join(["front"] * on_front + ["outside its interval"] * candidate.outside_interval),
+        ", ".join(_remarks(candidate, on_front)),
     )  # fmt: skip
+
+
+def _remarks(candidate: "Candidate", on_front: bool) -> list[str]:
+    several = len(candidate.devices) > 1
+    return (
+        ["front"] * on_front
+        + [f"fastest on {candidate.fastest_on}"] * several
+        + ["outside its interval"] * candidate.outside_interval
+    )
 
 
 def verification_view(found: "Verification") -> Group:

@@ -1,6 +1,7 @@
 """What people see: the state of a search in one line, fronts with baselines, and nothing that breaks on odd names."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console, RenderableType
@@ -10,6 +11,7 @@ from autocompress.config import Settings
 from autocompress.devices import Availability
 from autocompress.search.progress import Snapshot
 from autocompress.search.study import Study
+from autocompress.workload import Latency
 
 from .report.conftest import BASELINE, CANDIDATES
 
@@ -91,3 +93,14 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
         progress(snapshot())
         count(1, 2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_models_of_several_profiles_are_shown_on_each(tmp_path) -> None:
+    """At a glance: where each model is fastest, and whether a runtime alone beats compression."""
+    on = {"ort-cpu": Latency(1e-3, 0.9e-3, 1.1e-3, 1.0, "measured"), "npu": Latency(2e-3, 2e-3, 2e-3, 0.0, "estimate")}
+    model = replace(CANDIDATES["outside"], devices=on)
+    baseline = replace(BASELINE, devices={name: replace(found, seconds=9e-3) for name, found in on.items()})
+    shown = text(terminal.study_view(Study(tmp_path, Settings(), [model], baseline, {}, complete=True)))
+    assert "front, fastest on ort-cpu, outside its interval" in shown
+    assert "The same models on each profile" in shown
+    assert shown.count("9.000 (") == 2 and "2.000 (2.000-2.000) estimate" in shown
