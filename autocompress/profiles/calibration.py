@@ -1,6 +1,7 @@
 """Calibration: measures models of a search space on a device, next to the reference, and fits a profile to them."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -77,7 +78,7 @@ def calibrate(
         log.add(_measure_chunk(device, chunk, held_out, reference, inputs))
         if progress is not None:
             progress(len(log.measured), len(planned))
-    return _profile(device, planned, held_out, log.measured, reference, name or device.name.replace(":", "-"))
+    return _profile(device, planned, held_out, log.measured, reference, name or name_of(device))
 
 
 def measured_before(resume_dir: Path | None) -> frozenset[str]:
@@ -162,6 +163,11 @@ def _profile(
     fitted = [(measured[key], places) for key, places in where.items() if key not in held_out]
     kernels = _kernel_rows(fitted, reference_s, overhead_s)
     return Profile(description, kernels, tuple(models))
+
+
+def name_of(device: Device) -> str:
+    """What a profile of the device is called: `tvm:rpc://board:9090` is `tvm-rpc-board-9090`."""
+    return re.sub(r"[^\w.]+", "-", device.name)
 
 
 def describe(

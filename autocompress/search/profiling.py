@@ -22,7 +22,7 @@ from autocompress.measure import ROUNDS, measure, reference_seconds, to_ratio
 from autocompress.methods import methods
 from autocompress.methods.configs import LowRank, Prune, Quantize, Student
 from autocompress.plan import Plan
-from autocompress.profiles import Profile, calibrate, describe, measured_before
+from autocompress.profiles import Profile, calibrate, describe, measured_before, name_of
 from autocompress.profiles.onboarding import choose_models, onboard
 from autocompress.search.space import Space, find_space
 from autocompress.task import Task
@@ -92,7 +92,7 @@ def onboard_task(
         found = measure(opened, paths, reference, one_sample(inputs), rounds=ROUNDS)
         tell(2 * len(chosen), 2 * len(chosen))
     reference_s = median(reference_seconds(measurement) for measurement in found.values())
-    description = describe(opened, opened.name.replace(":", "-"), reference.name, reference_s)
+    description = describe(opened, name_of(opened), reference.name, reference_s)
     return onboard(description, known, kernels, {int(i): to_ratio(m).value for i, m in found.items()})
 
 
