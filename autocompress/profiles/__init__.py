@@ -1,6 +1,6 @@
 """Hardware profiles: measured once per device, then a plan's latency is a sum over its kernels."""
 
-from autocompress.profiles.calibration import Planned, calibrate, describe, measured_before, name_of
+from autocompress.profiles.calibration import Planned, calibrate, describe, measured_before, slug
 from autocompress.profiles.profile import Profile, ProfileWarning, descriptions, list_profiles, load, profile_of
 
 __all__ = [
@@ -13,6 +13,6 @@ __all__ = [
     "list_profiles",
     "load",
     "measured_before",
-    "name_of",
     "profile_of",
+    "slug",
 ]

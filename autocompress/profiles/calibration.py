@@ -78,7 +78,7 @@ def calibrate(
         log.add(_measure_chunk(device, chunk, held_out, reference, inputs))
         if progress is not None:
             progress(len(log.measured), len(planned))
-    return _profile(device, planned, held_out, log.measured, reference, name or name_of(device))
+    return _profile(device, planned, held_out, log.measured, reference, name or slug(device.name))
 
 
 def measured_before(resume_dir: Path | None) -> frozenset[str]:
@@ -165,9 +165,9 @@ def _profile(
     return Profile(description, kernels, tuple(models))
 
 
-def name_of(device: Device) -> str:
-    """What a profile of the device is called: `tvm:rpc://board:9090` is `tvm-rpc-board-9090`."""
-    return re.sub(r"[^\w.]+", "-", device.name)
+def slug(text: str) -> str:
+    """A name in letters that any file and table takes: a profile of `tvm:rpc://board:9090` is `tvm-rpc-board-9090`."""
+    return re.sub(r"[^\w.]+", "-", text)
 
 
 def describe(

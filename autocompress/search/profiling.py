@@ -1,7 +1,6 @@
 """Profiles for one model: plans like those a search visits are built, measured on the device, and fitted."""
 
 import random
-import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from autocompress.measure import ROUNDS, measure, reference_seconds, to_ratio
 from autocompress.methods import methods
 from autocompress.methods.configs import LowRank, Prune, Quantize, Student
 from autocompress.plan import Plan
-from autocompress.profiles import Profile, calibrate, describe, measured_before, name_of
+from autocompress.profiles import Profile, calibrate, describe, measured_before, slug
 from autocompress.profiles.onboarding import choose_models, onboard
 from autocompress.search.space import Space, find_space
 from autocompress.task import Task
@@ -64,7 +63,7 @@ def profile_task(
         plain_onnx(task.model, inputs, reference)
         return profile_graph(
             graph, opened, reference, one_sample(inputs), Path(folder), plans, seed, progress=progress,
-            resume_dir=resume_dir and resume_dir / _slug(f"{graph.fingerprint} {opened.name} {opened.runtime}"),
+            resume_dir=resume_dir and resume_dir / slug(f"{graph.fingerprint} {opened.name} {opened.runtime}"),
         )  # fmt: skip
 
 
@@ -92,13 +91,8 @@ def onboard_task(
         found = measure(opened, paths, reference, one_sample(inputs), rounds=ROUNDS)
         tell(2 * len(chosen), 2 * len(chosen))
     reference_s = median(reference_seconds(measurement) for measurement in found.values())
-    description = describe(opened, name_of(opened), reference.name, reference_s)
+    description = describe(opened, slug(opened.name), reference.name, reference_s)
     return onboard(description, known, kernels, {int(i): to_ratio(m).value for i, m in found.items()})
-
-
-def _slug(text: str) -> str:
-    """What was measured of another model, or with another runtime, is of no use."""
-    return re.sub(r"[^\w.]+", "-", text)
 
 
 def profile_graph(

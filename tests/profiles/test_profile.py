@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from autocompress.devices.base import NodeTime
 from autocompress.errors import DeviceError, ProfileError, StorageError
 from autocompress.precision import lower
-from autocompress.profiles import Profile, ProfileWarning, calibrate, list_profiles, load, name_of, predictor
+from autocompress.profiles import Profile, ProfileWarning, calibrate, list_profiles, load, predictor
 from autocompress.profiles.calibration import attribute
 from autocompress.profiles.kernel_times import KernelTimes
 from autocompress.profiles.profile import SEARCH_PATH_VARIABLE
@@ -83,7 +83,8 @@ def test_the_measured_fraction_is_the_share_of_known_kernels(profile: Profile) -
     ("device", "name"), [("ort:cpu", "ort-cpu"), ("tvm:rpc://board:9090/rpi4?mcpu=x", "tvm-rpc-board-9090-rpi4-mcpu-x")]
 )
 def test_a_profile_is_called_after_its_device(device: str, name: str) -> None:
-    assert name_of(replace(DEVICE, name=device)) == name
+    profile = calibrate(replace(DEVICE, name=device), PLANS[:1], REFERENCE, [], holdout=0)
+    assert profile.name == name
 
 
 def test_a_plan_is_priced_lowered_or_not(profile: Profile) -> None:
