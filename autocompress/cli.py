@@ -121,10 +121,11 @@ def devices(
     from autocompress import terminal
     from autocompress.devices import list_devices
     from autocompress.profiles import descriptions
-    from autocompress.runtimes import time_everywhere
-    from autocompress.task_loading import load_task
 
     if task:
+        from autocompress.runtimes import time_everywhere
+        from autocompress.task_loading import load_task
+
         timed = time_everywhere(load_task(task))
         _json([asdict(row) for row in timed]) if as_json else terminal.show(terminal.runtimes_table(timed))
         return
@@ -315,13 +316,14 @@ def profile(
             found = profile_task(loaded, device, progress=count, resume_dir=unfinished)
     found.save(out)
     rmtree(unfinished, ignore_errors=True)
-    judged = {} if known else asdict(accuracy_of(found))
+    accuracy = None if known else accuracy_of(found)
     interval = found.typical_interval()
     if as_json:
+        judged = asdict(accuracy) if accuracy else {}
         _json({"profile": out, "device": found.device, "typical_interval": interval, **judged})
         return
     told = f"{found.description.origin}; typical interval ±{interval:.1%}"
-    parts = [told] if known else [terminal.accuracy_view(accuracy_of(found)), told]
+    parts = [terminal.accuracy_view(accuracy), told] if accuracy else [told]
     terminal.show(*parts, f"written to {out}; use it with --profile {out}")
 
 

@@ -44,7 +44,7 @@ def roofline(workload: Workload, rates: Rates) -> float:
     """
     w = workload
     multiple = rates.channel_multiple.get(w.dtype, 1)
-    padded = _ceil(w.in_channels, multiple) * _ceil(w.out_channels, multiple) / (w.in_channels * w.out_channels)
+    padded = ceil_to(w.in_channels, multiple) * ceil_to(w.out_channels, multiple) / (w.in_channels * w.out_channels)
     elements = w.in_channels * math.prod(w.size) + w.out_channels * math.prod(w.out_size) + w.weights
     pace = rates.macs_per_s.get(w.dtype) or min(rates.macs_per_s.values())
     return rates.launch_s + max(w.macs * padded / pace, elements * _BYTES[w.dtype] / rates.bytes_per_s)
@@ -73,5 +73,6 @@ def _explained(found: Any) -> str:
     return f"{place} = {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}"
 
 
-def _ceil(channels: int, multiple: int) -> int:
+def ceil_to(channels: int, multiple: int) -> int:
+    """`channels` rounded up to a multiple."""
     return -(-channels // multiple) * multiple

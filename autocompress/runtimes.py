@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autocompress.batches import as_tuple
-from autocompress.devices import Device, list_devices, open_device
+from autocompress.devices import DEFAULT_DEVICE, Device, list_devices, open_device
 from autocompress.errors import DeviceError
 from autocompress.export.onnx import plain_onnx
 from autocompress.measure import measure_across, reference_seconds, to_latency
@@ -14,7 +14,7 @@ from autocompress.search.profiling import one_sample
 from autocompress.task import Task
 from autocompress.workload import Latency
 
-FIRST = "ort:cpu"
+FIRST = DEFAULT_DEVICE
 """The runtime that the others are timed beside."""
 
 

@@ -12,7 +12,16 @@ from types import ModuleType
 from autocompress.devices.base import Availability, Device, DeviceWarning, NodeTime, Session
 from autocompress.errors import DeviceError, nearest
 
-__all__ = ["Availability", "Device", "DeviceWarning", "NodeTime", "Session", "list_devices", "open_device"]
+__all__ = [
+    "DEFAULT_DEVICE",
+    "Availability",
+    "Device",
+    "DeviceWarning",
+    "NodeTime",
+    "Session",
+    "list_devices",
+    "open_device",
+]
 
 DEFAULT_DEVICE = "ort:cpu"
 

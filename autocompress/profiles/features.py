@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.profiles.sites import BLOCK, BLOCKED, DOT_PRODUCT, LAST, PLANAR, Site
+from autocompress.roofline import ceil_to
 
 Floats = NDArray[np.float64]
 
@@ -76,11 +77,6 @@ class Coordinates:
             *(0.7 * (site.layout == layout) for layout in (PLANAR, BLOCKED, LAST)),
             *(0.7 * bool(site.moved & layout) for layout in (PLANAR, BLOCKED, LAST)), 1.5 * site.peculiarity,
         ]  # fmt: skip
-
-
-def ceil_to(channels: int, multiple: int) -> int:
-    """`channels` rounded up to a multiple."""
-    return -(-channels // multiple) * multiple
 
 
 def squared_distances(a: Floats, b: Floats) -> Floats:

@@ -85,7 +85,7 @@ def _left_out(records: Records) -> str:
         f"<p>{len(records.slowing)} options were left out before the search, since no device was predicted to get "
         "faster by them; beside the next milder option a model with one takes:</p>"
     )
-    return told + _table(frame, columns, pd.Series([False] * len(frame)))
+    return told + _table(frame, columns)
 
 
 def _prediction_section(records: Records) -> str:
@@ -109,7 +109,7 @@ def _lessons(records: Records) -> str:
         ("inside the interval", "covered", _percent),
     ]  # fmt: skip
     told = "<p>Lots of models as they were timed, each before the predictor learnt from it:</p>"
-    return told + _table(frame, columns, pd.Series([False] * len(frame)))
+    return told + _table(frame, columns)
 
 
 def _comparison_section(records: Records) -> str:
@@ -131,7 +131,7 @@ def _comparison_section(records: Records) -> str:
     return (
         f"<p>{found.models} models of this run, priced by other hardware profiles; nothing was measured there. The "
         f"fastest model of each device, {escape(asked)}:</p>"
-        + _table(frame, columns, pd.Series([False] * len(frame)))
+        + _table(frame, columns)
         + "<p>Rank correlation of all models' latencies:</p>" + _matrix(found.profiles, found.spearman, "{:.3f}")
         + "<p>Time lost by deploying the model chosen for one device (rows) on another (columns):</p>"
         + _matrix(found.profiles, found.time_lost, "{:+.1%}")
@@ -145,7 +145,7 @@ def _comparison_section(records: Records) -> str:
 def _matrix(names: Sequence[str], values: Mapping[str, Mapping[str, float | None]], shown: str) -> str:
     frame = pd.DataFrame([{"": a, **{b: values[a][b] for b in names}} for a in names])
     columns: list[tuple[str, str, Cell]] = [("", "", _text), *((b, b, _known(shown.format)) for b in names)]
-    return _table(frame, columns, pd.Series([False] * len(frame)))
+    return _table(frame, columns)
 
 
 def _time_section(records: Records) -> str:
@@ -199,13 +199,16 @@ def _flat(settings: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [pair for key, value in settings.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else key)]
 
 
-def _table(rows: pd.DataFrame, columns: Sequence[tuple[str, str, Cell]], marked: "pd.Series[bool]") -> str:
+def _table(
+    rows: pd.DataFrame, columns: Sequence[tuple[str, str, Cell]], marked: "pd.Series[bool] | None" = None
+) -> str:
+    shaded = [False] * len(rows) if marked is None else marked
     head = "".join(f"<th>{escape(title)}</th>" for title, _, _ in columns)
     body = "".join(
         f"<tr{' class=marked' if mark else ''}>"
         + "".join(f"<td>{cell(row[name])}</td>" for _, name, cell in columns)
         + "</tr>"
-        for (_, row), mark in zip(rows.iterrows(), marked, strict=True)
+        for (_, row), mark in zip(rows.iterrows(), shaded, strict=True)
     )
     return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from autocompress.build import plan_kernels
+from autocompress.config import DECISIONS
 from autocompress.graph.types import Graph
 from autocompress.methods import Method
 from autocompress.plan import Plan
@@ -10,15 +11,13 @@ from autocompress.profiles import Profile
 from autocompress.search.space import Space, find_space, single_plans
 from autocompress.workload import Capabilities
 
-KINDS = ("student", "prune", "low_rank", "quantize")
-
 
 def paying_space(
     graph: Graph,
     methods: Sequence[Method],
     capabilities: Capabilities,
     profiles: Sequence[Profile],
-    decisions: Sequence[str] = KINDS,
+    decisions: Sequence[str] = DECISIONS,
 ) -> Space:
     """What the methods offer, without what slows every device; `slowing` says what that is.
 

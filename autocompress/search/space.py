@@ -8,6 +8,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
+from autocompress.config import DECISIONS
 from autocompress.graph.types import Branch, Graph
 from autocompress.methods import Method
 from autocompress.methods.configs import Config, LowRank, Prune, Quantize, Student
@@ -165,7 +166,7 @@ def find_space(
     methods: Sequence[Method],
     capabilities: Capabilities,
     seconds: Callable[[Plan], Sequence[float]] | None = None,
-    decisions: Sequence[str] = ("student", "prune", "low_rank", "quantize"),
+    decisions: Sequence[str] = DECISIONS,
 ) -> Space:
     """The decisions that the methods offer about a traced model on a device.
 

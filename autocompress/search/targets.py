@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.devices import Device, open_device
+from autocompress.devices import DEFAULT_DEVICE, Device, open_device
 from autocompress.errors import ConfigError, DeviceError, DeviceLostError
 from autocompress.measure import (
     ROUNDS,
@@ -31,7 +31,7 @@ from autocompress.profiles import Profile, ProfileWarning
 from autocompress.search.engine import Baseline, Lesson, Timing, Timings
 from autocompress.workload import Capabilities, Kernels, Latency
 
-SCORES_ON = "ort:cpu"
+SCORES_ON = DEFAULT_DEVICE
 """Scores the files of a search whose devices are all elsewhere."""
 
 LEAST_ROUNDS = 16

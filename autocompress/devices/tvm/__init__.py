@@ -12,8 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
+from autocompress.devices._timing import middle_mean
 from autocompress.devices.base import Array, Availability, Device, NodeTime
 from autocompress.devices.tvm.address import FORM, SCHEME, parse
 from autocompress.devices.tvm.loaded import Loaded
@@ -165,7 +164,7 @@ class TvmSession:
         for call in calls.values():
             if call.function not in seconds:
                 with self._machine.working(task):
-                    seconds[call.function] = _middle_mean(loaded.time_kernel(call, runs))
+                    seconds[call.function] = middle_mean(loaded.time_kernel(call, runs))
         provider = self._machine.provider
         return [
             NodeTime(name, call.source, call.function, provider, seconds[call.function], call.inputs, call.outputs)
@@ -213,8 +212,3 @@ def _board(name: str, what: str) -> Availability:
 @cache
 def _local() -> Local:
     return Local()
-
-
-def _middle_mean(samples: Sequence[float]) -> float:
-    quarter = len(samples) // 4
-    return float(np.mean(sorted(samples)[quarter : len(samples) - quarter]))

@@ -111,15 +111,20 @@ def _bind_like(
     e.bind(tensor, made, value.order)
 
 
-def clipped(e: Lowering, node: Node) -> None:
-    """One of the schema's activations, or a maximum and a minimum."""
-    value = e.read(node.inputs[0])
+def _is_activation(e: Lowering, node: Node, value: Value) -> bool:
+    """Adds the schema's activation that the node is, if it is one; nothing for one that changes nothing."""
     activation = e.activation(node)
     if activation == "NONE":
         e.alias(node.outputs[0], value)
     elif activation is not None:
         _bind_like(e, value, activation, (value.index,))
-    else:
+    return activation is not None
+
+
+def clipped(e: Lowering, node: Node) -> None:
+    """One of the schema's activations, or a maximum and a minimum."""
+    value = e.read(node.inputs[0])
+    if not _is_activation(e, node, value):
         grid = e.grid_of(value)
         low, high = (e.constant(np.full((1,) * len(value.shape), b), value.order, grid) for b in e.bounds(node))
         held = e.add("MAXIMUM", (value.index, low.index), value.stored, grid, table="MaximumMinimum")
@@ -128,12 +133,7 @@ def clipped(e: Lowering, node: Node) -> None:
 
 def leaky_relu(e: Lowering, node: Node) -> None:
     value = e.read(node.inputs[0])
-    activation = e.activation(node)
-    if activation == "NONE":
-        e.alias(node.outputs[0], value)
-    elif activation is not None:
-        _bind_like(e, value, activation, (value.index,))
-    else:
+    if not _is_activation(e, node, value):
         _bind_like(e, value, "LEAKY_RELU", (value.index,), "LeakyRelu", Alpha=node.settings.get("alpha", 0.01))
 
 
