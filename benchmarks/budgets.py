@@ -11,7 +11,7 @@ alone, and by multiply-accumulates as if they were time.
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +38,7 @@ SAMPLES, BATCH = 192, 16
 OVER = 0.03
 """A budget is broken where the fresh measurement is over it by more than this share: what repeats between processes."""
 ROUNDS = 40
+AT_ONCE = 10
 
 console = Console()
 
@@ -94,22 +95,34 @@ def by_price(study: Study, price_ms: Callable[[Candidate], float]) -> Choose:
 
 
 def judge(
-    choose: Choose, shares: Sequence[float], study: Study, device: Device, sample: Sequence[np.ndarray]
-) -> list[Outcome]:
-    """Asks for a model at each share of the original's time, and times it again beside the original."""
+    systems: Mapping[str, Choose], shares: Sequence[float], study: Study, device: Device, sample: Sequence[np.ndarray]
+) -> dict[str, list[Outcome]]:
+    """Asks each system for a model at each share of the original's time, and times it again beside the original.
+
+    Systems that return the same model for a budget share its measurement.
+    """
     assert study.baseline is not None
     original_ms = 1e3 * study.baseline.latency.seconds
-    outcomes = []
-    for share in track(shares, console=console, transient=True):
-        chosen = choose(share * original_ms)
-        if chosen is None or chosen.artifact is None or chosen.measured is None:
-            continue
-        timed = measure(
-            device, {"it": study.path / chosen.artifact}, study.path / "models" / "original.onnx", sample, rounds=ROUNDS
-        )
-        promised = 1e3 * chosen.measured.seconds / original_ms
-        outcomes.append(Outcome(share, promised, to_ratio(timed["it"]).value, chosen.id))
-    return outcomes
+    chosen = {name: {share: choose(share * original_ms) for share in shares} for name, choose in systems.items()}
+    told = {name: {s: c for s, c in rows.items() if c and c.artifact and c.measured} for name, rows in chosen.items()}
+    asked = {f"{c.id} at {share}": study.path / str(c.artifact) for rows in told.values() for share, c in rows.items()}
+    found = _timed(asked, study.path / "models" / "original.onnx", device, sample)
+
+    def outcome(share: float, c: Candidate) -> Outcome:
+        assert c.measured is not None
+        return Outcome(share, 1e3 * c.measured.seconds / original_ms, found[f"{c.id} at {share}"], c.id)
+
+    return {name: [outcome(share, c) for share, c in rows.items()] for name, rows in told.items()}
+
+
+def _timed(asked: Mapping[str, Path], original: Path, device: Device, sample: Sequence[np.ndarray]) -> dict[str, float]:
+    """Fresh ratios to the original, a few budgets in turn at a time; a model asked for twice is timed twice."""
+    names = list(asked)
+    found: dict[str, float] = {}
+    for start in track(range(0, len(names), AT_ONCE), console=console, transient=True):
+        chunk = {name: asked[name] for name in names[start : start + AT_ONCE]}
+        found |= {n: to_ratio(m).value for n, m in measure(device, chunk, original, sample, rounds=ROUNDS).items()}
+    return found
 
 
 def main(
@@ -136,8 +149,7 @@ def main(
         "by predicted latency": by_price(study, lambda c: 1e3 * c.latency.seconds),
         "by multiply-accumulates": by_price(study, lambda c: 1e3 * original_s * (c.macs or macs) / macs),
     }
-    found = {name: judge(choose, shares, study, device, sample) for name, choose in systems.items()}
-    _report(net, minutes, seed, study, found)
+    _report(net, minutes, seed, study, judge(systems, shares, study, device, sample))
 
 
 def _report(net: str, minutes: float, seed: int, study: Study, found: dict[str, list[Outcome]]) -> None:

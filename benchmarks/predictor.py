@@ -13,7 +13,8 @@ import json
 import random
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -38,7 +39,7 @@ from autocompress.graph.types import Graph
 from autocompress.measure import measure, to_ratio
 from autocompress.methods import methods
 from autocompress.plan import Plan
-from autocompress.profiles import Planned, Profile, calibrate
+from autocompress.profiles import Planned, Profile, calibrate, measured_before
 from autocompress.profiles.files import Role
 from autocompress.profiles.kernel_times import kernel_class
 from autocompress.profiles.sites import Site, sites
@@ -54,11 +55,15 @@ Predict = Callable[[Iterable[Site]], float]
 
 
 def built(graph: Graph, device: Device, count: int, seed: int, folder: Path) -> list[Planned]:
-    """Sampled plans with their exported models; weights do not matter to time, so nothing is repaired."""
-    found = []
+    """Sampled plans with their exported models; weights do not matter to time, so nothing is repaired.
+
+    Models that were measured before are not built again.
+    """
+    found, known = [], measured_before(folder)
     for plan in sample_plans(find_space(graph, methods(), device.capabilities()), count, seed):
         path = folder / f"{plan.key}.onnx"
-        to_onnx(build(plan, graph, None), path, plan.key)
+        if plan.key not in known:
+            to_onnx(build(plan, graph, None), path, plan.key)
         found.append(Planned(plan.key, plan_kernels(plan, graph), path))
     return found
 
@@ -138,30 +143,30 @@ class Judged:
     ended: dict[str, Accuracy]
 
 
-def judge(net: Net, device: Device, plans: int, seeds: int, run: Path | None, data: Path | None) -> Judged:
+def judge(
+    net: Net, device: Device, plans: int, seeds: int, run: Path | None, data: Path | None, folder: Path
+) -> Judged:
     """Builds and measures everything; the models of a run are those of the trained net, which is built the same."""
     model, inputs = net.make()
     if run is not None and data is not None:
         model = cifar.make_task(data, 20 if net is NETS["resnet20"] else 56).model
     graph, sample = trace(model, inputs), [inputs.numpy()]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        reference = folder / "original.onnx"
-        plain_onnx(model, (inputs,), reference)
-        models = built(graph, device, plans, 0, folder)
+    reference = folder / "original.onnx"
+    plain_onnx(model, (inputs,), reference)
+    models = built(graph, device, plans, 0, folder)
 
-        def profile_of(chosen: Sequence[Planned], holdout: int | None = None) -> Profile:
-            return calibrate(device, chosen, reference, sample, holdout=holdout, resume_dir=folder)
+    def profile_of(chosen: Sequence[Planned], holdout: int | None = None) -> Profile:
+        return calibrate(device, chosen, reference, sample, holdout=holdout, resume_dir=folder)
 
-        everything = profile_of(models, holdout=0)
-        ratio = {row.id: row.ratio for row in everything.models}
-        rows: dict[str, list[Accuracy]] = defaultdict(list)
-        for seed in range(seeds):
-            test = set(random.Random(seed).sample(sorted(ratio), HELD_OUT))
-            profile = profile_of([plan for plan in models if plan.key not in test])
-            for system, found in compared(profile, [(p, ratio[p.key]) for p in models if p.key in test]).items():
-                rows[system].append(found)
-        ended = compared(profile_of(models), ended_with(run, graph, device, sample)) if run else {}
+    everything = profile_of(models, holdout=0)
+    ratio = {row.id: row.ratio for row in everything.models}
+    rows: dict[str, list[Accuracy]] = defaultdict(list)
+    for seed in range(seeds):
+        test = set(random.Random(seed).sample(sorted(ratio), HELD_OUT))
+        profile = profile_of([plan for plan in models if plan.key not in test])
+        for system, found in compared(profile, [(p, ratio[p.key]) for p in models if p.key in test]).items():
+            rows[system].append(found)
+    ended = compared(profile_of(models), ended_with(run, graph, device, sample)) if run else {}
     return Judged(everything.reference_s, rows, ended)
 
 
@@ -172,10 +177,14 @@ def main(
     device: Annotated[str, typer.Option(help="Device to predict.")] = "ort:cpu",
     run: Annotated[Path | None, typer.Option(help="A finished search of a CIFAR ResNet.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with cifar10/, for --run.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder that keeps measurements: what is there is not redone.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the JSON files.")] = Path(__file__).parent / "results",
 ) -> None:
     for name in net or NETS:
-        found = judge(NETS[name], open_device(device), plans, seeds, run, data)
+        with _folder(keep and keep / name) as folder:
+            found = judge(NETS[name], open_device(device), plans, seeds, run, data, folder)
         document: dict[str, Any] = {
             "environment": environment(), "net": name, "device": device, "plans": plans, "held_out_plans": HELD_OUT,
             "original_ms": 1e3 * found.original_s,
@@ -187,6 +196,16 @@ def main(
         if found.ended:
             count = next(iter(found.ended.values())).models
             _table(f"{name}, {count} models that a search ended with", {s: [a] for s, a in found.ended.items()})
+
+
+@contextmanager
+def _folder(kept: Path | None) -> Iterator[Path]:
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 def _table(title: str, rows: dict[str, list[Accuracy]]) -> None:

@@ -1,6 +1,5 @@
 """OpenVINO with its own runtime: on CPUs (in bfloat16 where AMX is present, or in float32), on Intel GPUs and NPUs."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +14,12 @@ import numpy as np
 from autocompress.devices._openvino_nodes import Executed, Origins, executed, seconds_by_counter
 from autocompress.devices._openvino_probe import require_survival
 from autocompress.devices._refusals import check_count, last_line, unknown_variant
-from autocompress.devices._timing import middle_mean, stopwatch
+from autocompress.devices._timing import stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime
 from autocompress.errors import DeviceError
 from autocompress.workload import Capabilities, DType
 
 INSTALL = 'pip install "autocompress[openvino]"'
-
-PROFILED_SESSIONS = 5
-"""A profile compiles the model anew this often: one session's luck with memory, or one burst in it, must not decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +115,12 @@ class OpenvinoDevice:
     def profile(self, path: Path, inputs: Sequence[Array], runs: int) -> list[NodeTime]:
         model = _read(self, path)
         _check_inputs(self, path, model, inputs)
-        rounds: dict[str, list[float]] = defaultdict(list)
-        for _ in range(PROFILED_SESSIONS):
-            loaded = _Loaded(self, path, model, [x.shape for x in inputs], 1, profiled=True)
-            loaded.bind(inputs)
-            nodes, seconds = loaded.nodes(), loaded.seconds_by_counter(-(-runs // PROFILED_SESSIONS))
-            for node in nodes:
-                rounds[node.name].append(seconds.get(node.counter, 0.0))
+        loaded = _Loaded(self, path, model, [x.shape for x in inputs], 1, profiled=True)
+        loaded.bind(inputs)
+        nodes, seconds = loaded.nodes(), loaded.seconds_by_counter(runs)
         sources = Origins.read(path, model).of(nodes)
         return [
-            NodeTime(n.name, sources[n.name], n.op, n.provider, middle_mean(rounds[n.name]), n.inputs, n.outputs)
+            NodeTime(n.name, sources[n.name], n.op, n.provider, seconds.get(n.counter, 0.0), n.inputs, n.outputs)
             for n in nodes
         ]
 

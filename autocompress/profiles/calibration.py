@@ -4,21 +4,25 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from autocompress.devices._timing import middle_mean
 from autocompress.devices.base import Array, Device, NodeTime
 from autocompress.errors import ProfileError
-from autocompress.measure import measure, reference_seconds, to_ratio
+from autocompress.measure import measure, reference_seconds, to_ratio, undisturbed
 from autocompress.profiles.files import Description, KernelRow, ModelRow, Role
 from autocompress.profiles.profile import Profile
 from autocompress.profiles.sites import Site, sites
 from autocompress.workload import Kernel, Kernels
 
 ROUNDS = 30
-PROFILED_RUNS = 40
+PROFILED_RUNS = 12
+PROFILED_VISITS = 4
+"""Models are profiled in turn, each this often: one session's luck, or a burst of other work, must not decide."""
+
 _CHUNK = 24
 
 Progress = Callable[[int, int], None]
@@ -138,13 +142,32 @@ def _measure_chunk(
     device: Device, chunk: Sequence[Planned], held_out: Collection[str], reference: Path, inputs: Sequence[Array]
 ) -> list[Measured]:
     measurements = measure(device, {plan.key: plan.path for plan in chunk}, reference, inputs, rounds=ROUNDS)
+    nodes = _profiled(device, {plan.key: plan.path for plan in chunk if plan.key not in held_out}, inputs)
     rows = []
     for plan in chunk:
-        ratio = to_ratio(measurements[plan.key])
-        nodes = () if plan.key in held_out else tuple(device.profile(plan.path, inputs, PROFILED_RUNS))
-        reference_s = reference_seconds(measurements[plan.key])
-        rows.append(Measured(plan.key, ratio.value, ratio.low, ratio.high, ratio.gated, reference_s, nodes))
+        ratio, reference_s = to_ratio(measurements[plan.key]), reference_seconds(measurements[plan.key])
+        rows.append(
+            Measured(plan.key, ratio.value, ratio.low, ratio.high, ratio.gated, reference_s, nodes.get(plan.key, ()))
+        )
     return rows
+
+
+def _profiled(device: Device, models: Mapping[str, Path], inputs: Sequence[Array]) -> dict[str, tuple[NodeTime, ...]]:
+    """Model → its nodes, each with the middle of its times over the visits; an estimate repeats exactly."""
+    visits: dict[str, list[list[NodeTime]]] = {key: [] for key in models}
+    with undisturbed():
+        for turn in range(1 if device.estimate else PROFILED_VISITS):
+            for key in list(models)[:: -1 if turn % 2 else 1]:
+                visits[key].append(device.profile(models[key], inputs, PROFILED_RUNS))
+    return {key: _typical(found) for key, found in visits.items()}
+
+
+def _typical(visits: Sequence[Sequence[NodeTime]]) -> tuple[NodeTime, ...]:
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for nodes in visits:
+        for node in nodes:
+            seconds[node.name].append(node.seconds)
+    return tuple(replace(node, seconds=middle_mean(seconds[node.name])) for node in visits[0])
 
 
 def _profile(

@@ -3,6 +3,7 @@
 import random
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +11,16 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from autocompress.devices.base import NodeTime
+from autocompress.devices.base import Array, NodeTime
 from autocompress.errors import DeviceError, ProfileError, StorageError
 from autocompress.precision import lower
 from autocompress.profiles import Profile, ProfileWarning, calibrate, list_profiles, load, predictor
-from autocompress.profiles.calibration import attribute
+from autocompress.profiles.calibration import PROFILED_VISITS, attribute
 from autocompress.profiles.kernel_times import KernelTimes
 from autocompress.profiles.profile import SEARCH_PATH_VARIABLE
 from autocompress.profiles.sites import sites
 from autocompress.workload import DType
-from tests.profiles.nets import REFERENCE, device_for, plans_for, random_net
+from tests.profiles.nets import REFERENCE, KernelDevice, device_for, plans_for, random_net
 
 PLANS = plans_for(60)
 DEVICE = device_for(PLANS, dispatch_s=1e-6, profiler_s=3e-6)
@@ -69,6 +70,23 @@ def test_the_held_out_third_is_never_profiled(profile: Profile) -> None:
     assert len(held_out) == 20
     kept = {site for key, kernels, _ in PLANS if key not in held_out for site in sites(kernels).values()}
     assert profile.kernels.keys() == kept
+
+
+def test_a_burst_of_other_work_does_not_get_into_the_kernels_times() -> None:
+    """While it lasts, every kernel takes five times as long; each model is profiled once during it."""
+
+    class Busy(KernelDevice):
+        def profile(self, path: Path, inputs: Sequence[Array], runs: int) -> list[NodeTime]:
+            begun.append(path)
+            factor = 5 if len(PLANS[:10]) <= len(begun) - 1 < 2 * len(PLANS[:10]) else 1
+            return [replace(node, seconds=factor * node.seconds) for node in super().profile(path, inputs, runs)]
+
+    begun: list[Path] = []
+    busy = calibrate(Busy(DEVICE.artifacts), PLANS[:10], REFERENCE, [], holdout=0)
+    quiet = calibrate(KernelDevice(DEVICE.artifacts), PLANS[:10], REFERENCE, [], holdout=0)
+    assert len(begun) == PROFILED_VISITS * 10
+    for site, row in quiet.kernels.items():
+        assert busy.kernels[site].time_s == pytest.approx(row.time_s)
 
 
 def test_the_measured_fraction_is_the_share_of_known_kernels(profile: Profile) -> None:
