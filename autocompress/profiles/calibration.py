@@ -93,7 +93,8 @@ def measured_before(resume_dir: Path | None) -> frozenset[str]:
 def attribute(nodes: Sequence[NodeTime], names: Iterable[str], overhead_s: float = 0.0) -> dict[str, float]:
     """Kernel → seconds of the nodes that the runtime made of it, `overhead_s` taken off each.
 
-    An artifact's nodes are named after their kernel (`conv1`, `conv1/Relu`); the longest kernel name that fits counts.
+    An artifact's nodes are named after their kernel (`conv1`, `conv1/Relu`), and so are the runtime's duplicates of
+    them; the longest kernel name that fits counts.
     A node of the runtime's own making (changes of layout) goes to the kernel that made what it reads, or else to the
     one that reads what it makes.
     """
@@ -250,7 +251,8 @@ def _spread(plans: Sequence[Planned], count: int) -> frozenset[str]:
 
 
 def _owners(nodes: Sequence[NodeTime], longest_first: Sequence[str]) -> dict[str, str]:
-    owners = {node.name: owner for node in nodes if (owner := _named_after(node.source, longest_first)) is not None}
+    named = {node.name: _named_after(node.source or node.name, longest_first) for node in nodes}
+    owners = {name: owner for name, owner in named.items() if owner is not None}
     makers = {tensor: node for node in nodes for tensor in node.outputs}
     readers: dict[str, list[NodeTime]] = defaultdict(list)
     for node in nodes:

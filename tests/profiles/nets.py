@@ -40,13 +40,15 @@ def random_net(draw: random.Random, depth: int = 6) -> dict[str, Kernel]:
 class KernelDevice:
     """Times kernels by a roofline; `artifacts` says which kernels a path stands for.
 
-    A whole model takes longer than its kernels (`dispatch_s` each), and profiling adds `profiler_s` to each.
+    A whole model takes longer than its kernels (`dispatch_s` each, and all the more the more there are: to the power
+    of `growth`), and profiling adds `profiler_s` to each.
     """
 
     artifacts: Mapping[Path, Sequence[Kernel]]
     rates: Rates = field(default_factory=Rates)
     dispatch_s: float = 0.0
     profiler_s: float = 0.0
+    growth: float = 0.0
     measured: list[Path] = field(default_factory=list)
     name: str = "ort:cpu"
     runtime: str = "kernels 1"
@@ -61,7 +63,7 @@ class KernelDevice:
     def open(self, path: Path, threads: int = 1) -> "KernelSession":
         self.measured.append(path)
         seconds = sum(roofline(kernel.workload, self.rates) + self.dispatch_s for kernel in self.artifacts[path])
-        return KernelSession(seconds)
+        return KernelSession(seconds * len(self.artifacts[path]) ** self.growth)
 
     def profile(self, path: Path, inputs: Sequence[Array], runs: int) -> list[NodeTime]:
         return [

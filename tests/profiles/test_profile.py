@@ -38,8 +38,8 @@ def folder(profile: Profile, tmp_path: Path) -> Path:
     return tmp_path / "roof"
 
 
-def true_seconds(kernels: dict) -> float:  # type: ignore[type-arg]
-    device = replace(DEVICE, artifacts={Path("new"): lower(kernels)})
+def true_seconds(kernels: dict, growth: float = 0.0) -> float:  # type: ignore[type-arg]
+    device = replace(DEVICE, artifacts={Path("new"): lower(kernels)}, growth=growth)
     return device.open(Path("new")).seconds
 
 
@@ -57,6 +57,21 @@ def test_new_models_are_predicted_though_the_profiler_lies(profile: Profile) -> 
     assert error.mean() < 0.02
     assert error.max() < 0.1
     assert spearmanr(predicted, truth).statistic > 0.99
+
+
+def test_kernels_slow_each_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of many kernels take longer than the sum; more than twice as many are met than were calibrated with."""
+    profile = calibrate(replace(DEVICE, growth=0.2), PLANS, REFERENCE, [], holdout=20)
+    most = max(len(kernels) for _, kernels, _ in PLANS)
+    larger = [net for net in (random_net(random.Random(s), depth=14) for s in range(1000, 1040)) if len(net) > most]
+
+    def error() -> float:
+        return float(np.mean([profile.predict(net).seconds / true_seconds(net, growth=0.2) - 1 for net in larger]))
+
+    found = error()
+    monkeypatch.setattr(predictor.ClassCorrection, "crowding", lambda self, kernels: 1.0)
+    assert -0.07 < found < 0
+    assert error() < 2 * found, "without it, the same predictor is twice as far off"
 
 
 def test_intervals_cover_new_models(profile: Profile) -> None:
