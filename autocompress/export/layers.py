@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from autocompress.export.emitter import Emit, Emitter
-from autocompress.export.layout import channels_last, enters_for_several
+from autocompress.export.layout import channels_last, enters_channels_last
 from autocompress.fake_quant import FakeQuantize, QuantizedLayer
 
 
@@ -115,7 +115,7 @@ def _rounding(e: Emitter, node: Node, layer: Any) -> str:
     scale = e.constant(layer.scale.detach().numpy())
     zero_point = e.constant(layer.zero_point.numpy(), np.uint8)
     codes = e.add_named(f"{e.kernel}>q", "QuantizeLinear", e.value(node.args[0]), scale, zero_point)
-    if not enters_for_several(e.model, node):
+    if not enters_channels_last(e.model, node):
         return e.add_named(f"{e.kernel}>dq", "DequantizeLinear", codes, scale, zero_point)
     codes = channels_last(e, codes, e.type(node).one)
     values = e.add_named(f"{e.kernel}>dq", "DequantizeLinear", codes, scale, zero_point)

@@ -8,17 +8,27 @@ can't cancel the transposes against each other, all of them vanish but one. Valu
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from autocompress.export.emitter import Emitter
 from autocompress.fake_quant import FakeQuantize, QuantizedLayer
+from autocompress.graph.calls import calls
+
+aten = torch.ops.aten
+
+_COMBINES = frozenset({aten.add.Tensor, aten.mul.Tensor, aten.relu.default, aten.relu6.default, aten.hardtanh.default})
 
 
-def enters_for_several(model: GraphModule, node: Node) -> bool:
-    """Whether this rounding of something computed in float feeds an int8 2-d convolution and something else too."""
+def enters_channels_last(model: GraphModule, node: Node) -> bool:
+    """Whether this rounding of something computed in float feeds an int8 2-d convolution, and the runtime would
+    transpose more than what it rounds: because something else reads it too, or because it is combined from maps that
+    left int8, up to which the transpose would be moved."""
     convolutions = [_is_int8_convolution(model, user) for user in node.users]
-    return any(convolutions) and not all(convolutions) and _made_in_float(model, node.args[0])
+    if not any(convolutions) or not _made_in_float(model, node.args[0]):
+        return False
+    return not all(convolutions) or _left_int8(model, node.args[0])
 
 
 def channels_last(e: Emitter, codes: str, shape: tuple[int, ...]) -> str:
@@ -37,6 +47,13 @@ def leaves_as_vector(model: GraphModule, source: Node, before: tuple[int, ...], 
 def _is_int8_convolution(model: GraphModule, node: Node) -> bool:
     module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     return isinstance(module, QuantizedLayer) and isinstance(module, nn.Conv2d)
+
+
+def _left_int8(model: GraphModule, node: Any) -> bool:
+    """Whether a rounded map comes here through nothing but sums and activations."""
+    if _is_rounding(model, node):
+        return True
+    return calls(node, *_COMBINES) and any(_left_int8(model, source) for source in node.all_input_nodes)
 
 
 def _made_in_float(model: GraphModule, node: Any) -> bool:

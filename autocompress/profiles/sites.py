@@ -24,6 +24,7 @@ PLAIN, ISOLATED, SHARED = 0, 1, 2
 a conversion to fp32 for several readers (which the runtime makes anew for each)."""
 
 _CONVERSIONS = frozenset({"quantize", "dequantize"})
+_COMBINES = frozenset({"add", "mul", "relu"})
 _ELEMENTWISE = frozenset({"add", "mul", "relu", "avg_pool", "max_pool", "mean"})
 
 
@@ -58,7 +59,7 @@ class _Walk:
     def __init__(self, lowered: Sequence[Kernel]) -> None:
         self._quantised = {k.inputs[0]: k.name for k in lowered if k.workload.op == "quantize"}
         self._dequantised = {k.inputs[0]: k.name for k in lowered if k.workload.op == "dequantize"}
-        self._entering = _read_for_several(lowered, self._quantised)
+        self._entering = _enter_channels_last(lowered, self._quantised)
         self._layout: dict[str, int] = {}
         self._moved: dict[str, int] = {}
         self._float_readers: dict[str, int] = {}
@@ -102,8 +103,8 @@ class _Walk:
         return name
 
     def _quantised_layout(self, source: str) -> int:
-        """Quantising keeps channels last, and puts them last for a convolution and others (see export/layout.py);
-        otherwise its result is planar, as is all that is dequantised."""
+        """Quantising keeps channels last, and puts them last where export/layout.py does; otherwise its result is
+        planar, as is all that is dequantised."""
         last = self._layout.get(source, PLANAR) == LAST or source in self._entering
         return LAST if last else PLANAR
 
@@ -120,14 +121,20 @@ class _Walk:
         return ISOLATED if between and kernel.workload.op in WEIGHTED_OPS else PLAIN
 
 
-def _read_for_several(lowered: Sequence[Kernel], quantised: Mapping[str, str]) -> set[str]:
-    """Sources whose quantised tensor is read by an int8 convolution and by something else."""
-    convolutions, others = set[str](), set[str]()
-    if quantised:
-        for kernel in lowered:
-            if kernel.workload.dtype is DType.INT8 and kernel.workload.op not in _CONVERSIONS:
-                (convolutions if kernel.workload.op == "conv" else others).update(kernel.inputs)
-    return convolutions & others & quantised.keys()
+def _enter_channels_last(lowered: Sequence[Kernel], quantised: Mapping[str, str]) -> set[str]:
+    """Sources whose quantised tensor is read by an int8 convolution, and by something else or combined from maps that
+    left int8: see `enters_channels_last` in export/layout.py."""
+    if not quantised:
+        return set()
+    convolutions, others, left_int8 = set[str](), set[str](), set[str]()
+    int8 = {kernel.name for kernel in lowered if kernel.workload.dtype is DType.INT8}
+    for kernel in lowered:
+        if kernel.name not in int8:
+            if kernel.workload.op in _COMBINES and any(i in int8 or i in left_int8 for i in kernel.inputs):
+                left_int8.add(kernel.name)
+        elif kernel.workload.op not in _CONVERSIONS:
+            (convolutions if kernel.workload.op == "conv" else others).update(kernel.inputs)
+    return convolutions & (others | left_int8) & quantised.keys()
 
 
 def _layouts(workload: Workload, inputs: list[int]) -> tuple[int, int]:

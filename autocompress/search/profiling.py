@@ -3,7 +3,9 @@
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -54,16 +56,10 @@ def profile_task(
     With `resume_dir`, what was measured is kept there, and an interrupted calibration goes on. Raises TaskError for a
     task that can't be used, TraceError for a model that can't be followed, DeviceError for a device that fails.
     """
-    check_task(task)
-    inputs = as_tuple(task.example_inputs)
-    graph = trace_task(task)
-    opened = open_device(device)
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
-        reference = Path(folder) / "original.onnx"
-        plain_onnx(task.model, inputs, reference)
+    with _prepared(task, device) as it:
         return profile_graph(
-            graph, opened, reference, one_sample(inputs), Path(folder), plans, seed, progress=progress,
-            resume_dir=resume_dir and resume_dir / slug(f"{graph.fingerprint} {opened.name} {opened.runtime}"),
+            it.graph, it.device, it.reference, it.inputs, it.folder, plans, seed, progress=progress,
+            resume_dir=resume_dir and resume_dir / slug(f"{it.graph.fingerprint} {it.device.name} {it.device.runtime}"),
         )  # fmt: skip
 
 
@@ -74,25 +70,42 @@ def onboard_task(
 
     Raises ProfileError for fewer than 3 models or no known profile, and what `profile_task` does.
     """
-    check_task(task)
-    inputs = as_tuple(task.example_inputs)
-    graph, opened, tell = trace_task(task), open_device(device), progress or (lambda done, whole: None)
-    plans = sample_plans(find_space(graph, methods(), opened.capabilities()), PLANS, seed)
-    kernels = [plan_kernels(plan, graph) for plan in plans]
-    chosen = choose_models(known, kernels, min(models, len(plans)))
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
-        reference = Path(folder) / "original.onnx"
-        plain_onnx(task.model, inputs, reference)
+    tell = progress or (lambda done, whole: None)
+    with _prepared(task, device) as it:
+        plans = sample_plans(find_space(it.graph, methods(), it.device.capabilities()), PLANS, seed)
+        kernels = [plan_kernels(plan, it.graph) for plan in plans]
+        chosen = choose_models(known, kernels, min(models, len(plans)))
         paths = {}
         for done, index in enumerate(chosen):
             tell(done, 2 * len(chosen))
-            paths[str(index)] = Path(folder) / f"{index}.onnx"
-            to_onnx(build(plans[index], graph, None), paths[str(index)], plans[index].key)
-        found = measure(opened, paths, reference, one_sample(inputs), rounds=ROUNDS)
+            paths[str(index)] = it.folder / f"{index}.onnx"
+            to_onnx(build(plans[index], it.graph, None), paths[str(index)], plans[index].key)
+        found = measure(it.device, paths, it.reference, it.inputs, rounds=ROUNDS)
         tell(2 * len(chosen), 2 * len(chosen))
     reference_s = median(reference_seconds(measurement) for measurement in found.values())
-    description = describe(opened, slug(opened.name), reference.name, reference_s)
+    description = describe(it.device, slug(it.device.name), it.reference.name, reference_s)
     return onboard(description, known, kernels, {int(i): to_ratio(m).value for i, m in found.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What measuring a task's models takes: the traced model, the device, the original and a sample to run it on."""
+
+    graph: Graph
+    device: Device
+    reference: Path
+    inputs: Sequence[NDArray[np.generic]]
+    folder: Path
+
+
+@contextmanager
+def _prepared(task: Task, device: str) -> Iterator[_Prepared]:
+    check_task(task)
+    inputs, graph, opened = as_tuple(task.example_inputs), trace_task(task), open_device(device)
+    with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
+        reference = Path(folder) / "original.onnx"
+        plain_onnx(task.model, inputs, reference)
+        yield _Prepared(graph, opened, reference, one_sample(inputs), Path(folder))
 
 
 def profile_graph(

@@ -88,3 +88,17 @@ def test_conversions_are_those_of_the_runtimes_graph(resnet: Graph, int8: str, t
     reorders = sum((s.layout == BLOCKED and s.moved > 0) + bool(s.moved & BLOCKED) for s in where)
     assert abs(sum(node.op == "Transpose" for node in nodes) - transposes) <= 1
     assert abs(sum(node.op.startswith("Reorder") for node in nodes) - reorders) <= 1
+
+
+def test_the_runtime_rounds_no_map_by_itself(resnet: Graph, tmp_path: Path) -> None:
+    """A float sum of a map that left int8, read by an int8 convolution: to move the convolution's transpose up to
+    where the map left, ONNX Runtime would round and restore it there once more."""
+    steps = tuple(Step(layer, Quantize(DType.INT8)) for layer in ("layer1.0.conv2", "layer1.1.conv1"))
+    plan = Plan(resnet.fingerprint, steps)
+    to_onnx(build(plan, resnet, None), tmp_path / "model.onnx", plan.key)
+    nodes = open_device("ort:cpu").profile(tmp_path / "model.onnx", [np.zeros((1, 3, 16, 16), np.float32)], 1)
+    kernels = {kernel.name: kernel for kernel in lower(plan_kernels(plan, resnet))}
+    planned = sum(kernel.workload.op == "quantize" for kernel in kernels.values())
+    assert sum(node.op == "QuantizeLinear" for node in nodes) == planned == 2
+    source = next(k.inputs[0] for k in kernels.values() if k.workload.op == "quantize" and "add" in k.inputs[0])
+    assert sites(plan_kernels(plan, resnet))[f"{source}>q"].layout == LAST
