@@ -59,7 +59,7 @@ def built(graph: Graph, device: Device, count: int, seed: int, folder: Path) -> 
 
     Models that were measured before are not built again.
     """
-    found, known = [], measured_before(folder)
+    found, known = [], measured_before(device, folder)
     for plan in sample_plans(find_space(graph, methods(), device.capabilities()), count, seed):
         path = folder / f"{plan.key}.onnx"
         if plan.key not in known:

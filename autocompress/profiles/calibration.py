@@ -1,28 +1,38 @@
 """Calibration: measures models of a search space on a device, next to the reference, and fits a profile to them."""
 
 import json
+import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from autocompress.devices._timing import middle_mean
 from autocompress.devices.base import Array, Device, NodeTime
 from autocompress.errors import ProfileError
-from autocompress.measure import measure, reference_seconds, to_ratio, undisturbed
+from autocompress.measure import (
+    RUNS_PER_ROUND,
+    WARMUP_RUNS,
+    Ratio,
+    measure,
+    reference_seconds,
+    to_ratio,
+    undisturbed,
+)
 from autocompress.profiles.files import Description, KernelRow, ModelRow, Role
 from autocompress.profiles.profile import Profile
 from autocompress.profiles.sites import Site, sites
-from autocompress.workload import Kernel, Kernels
+from autocompress.workload import Kernel, Kernels, Measurement
 
-ROUNDS = 30
-PROFILED_RUNS = 12
-PROFILED_VISITS = 4
-"""Models are profiled in turn, each this often: one session's luck, or a burst of other work, must not decide."""
+TURNS = 3
+"""Every model is measured this often, minutes apart and in other company: what a host's other tenants are up to moves
+the ratios of all models of one turn by up to 2 % together, and a burst of work some kernels by half."""
 
+ROUNDS = 10
+PROFILED_RUNS = 16
 _CHUNK = 24
 
 Progress = Callable[[int, int], None]
@@ -38,14 +48,21 @@ class Planned(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What is kept of one measured model; `nodes` is empty for a held-out one."""
+class Turn:
+    """What is kept of one model's turn: samples as in a Measurement; `nodes` is empty for a held-out model."""
 
     key: str
-    ratio: float
-    low: float
-    high: float
-    gated: bool
+    times_s: tuple[float, ...]
+    reference_times_s: tuple[float, ...]
+    gated: tuple[bool, ...]
+    nodes: tuple[NodeTime, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A model's turns taken together."""
+
+    ratio: Ratio
     reference_s: float
     nodes: tuple[NodeTime, ...]
 
@@ -76,18 +93,26 @@ def calibrate(
     else:
         held_out = frozenset(holdout)
     log = _Log(resume_dir)
-    todo = [plan for plan in planned if plan.key not in log.measured]
-    for start in range(0, len(todo), _CHUNK):
-        chunk = todo[start : start + _CHUNK]
-        log.add(_measure_chunk(device, chunk, held_out, reference, inputs))
-        if progress is not None:
-            progress(len(log.measured), len(planned))
-    return _profile(device, planned, held_out, log.measured, reference, name or slug(device.name))
+    turns = _turns(device)
+    for turn in range(turns):
+        todo = [plan for plan in planned if len(log.turns[plan.key]) <= turn]
+        random.Random(turn).shuffle(todo)
+        for start in range(0, len(todo), _CHUNK):
+            log.add(_take_turn(device, todo[start : start + _CHUNK], held_out, reference, inputs))
+            if progress is not None:
+                progress(sum(len(log.turns[plan.key]) for plan in planned) // turns, len(planned))
+    measured = {plan.key: _together(log.turns[plan.key]) for plan in planned}
+    return _profile(device, planned, held_out, measured, reference, name or slug(device.name))
 
 
-def measured_before(resume_dir: Path | None) -> frozenset[str]:
-    """Keys of the models that an interrupted calibration has measured: their files are not needed again."""
-    return frozenset(_Log(resume_dir).measured)
+def measured_before(device: Device, resume_dir: Path | None) -> frozenset[str]:
+    """Keys of the models that an interrupted calibration is done with: their files are not needed again."""
+    return frozenset(key for key, turns in _Log(resume_dir).turns.items() if len(turns) >= _turns(device))
+
+
+def _turns(device: Device) -> int:
+    """An estimate repeats exactly."""
+    return 1 if device.estimate else TURNS
 
 
 def attribute(nodes: Sequence[NodeTime], names: Iterable[str], overhead_s: float = 0.0) -> dict[str, float]:
@@ -108,28 +133,30 @@ def attribute(nodes: Sequence[NodeTime], names: Iterable[str], overhead_s: float
 
 
 class _Log:
-    """Measured models, one JSON line each, kept in a folder if there is one."""
+    """Turns of models, one JSON line each, kept in a folder if there is one."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._path = None if folder is None else folder / "measured.jsonl"
-        self.measured: dict[str, Measured] = {}
+        self._path = None if folder is None else folder / "turns.jsonl"
+        self.turns: dict[str, list[Turn]] = defaultdict(list)
         if self._path is not None and self._path.exists():
-            self.measured = {m.key: m for m in map(_decode, self._path.read_text().splitlines()) if m is not None}
+            for turn in filter(None, map(_decode, self._path.read_text().splitlines())):
+                self.turns[turn.key].append(turn)
 
-    def add(self, rows: Iterable[Measured]) -> None:
-        for row in rows:
-            self.measured[row.key] = row
+    def add(self, turns: Iterable[Turn]) -> None:
+        for turn in turns:
+            self.turns[turn.key].append(turn)
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("a") as file:
-                    file.write(json.dumps(asdict(row)) + "\n")
+                    file.write(json.dumps(asdict(turn)) + "\n")
 
 
-def _decode(line: str) -> Measured | None:
-    """None for a line that an interruption cut short: that model is measured again."""
+def _decode(line: str) -> Turn | None:
+    """None for a line that an interruption cut short: that turn is taken again."""
     try:
         row: dict[str, Any] = json.loads(line)
-        return Measured(**{**row, "nodes": tuple(map(_decode_node, row["nodes"]))})
+        samples = {name: tuple(row[name]) for name in ("times_s", "reference_times_s", "gated")}
+        return Turn(row["key"], **samples, nodes=tuple(map(_decode_node, row["nodes"])))
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -139,36 +166,34 @@ def _decode_node(row: dict[str, Any]) -> NodeTime:
     return NodeTime(**{**row, **tensors})
 
 
-def _measure_chunk(
+def _take_turn(
     device: Device, chunk: Sequence[Planned], held_out: Collection[str], reference: Path, inputs: Sequence[Array]
-) -> list[Measured]:
-    measurements = measure(device, {plan.key: plan.path for plan in chunk}, reference, inputs, rounds=ROUNDS)
-    nodes = _profiled(device, {plan.key: plan.path for plan in chunk if plan.key not in held_out}, inputs)
-    rows = []
-    for plan in chunk:
-        ratio, reference_s = to_ratio(measurements[plan.key]), reference_seconds(measurements[plan.key])
-        rows.append(
-            Measured(plan.key, ratio.value, ratio.low, ratio.high, ratio.gated, reference_s, nodes.get(plan.key, ()))
-        )
-    return rows
-
-
-def _profiled(device: Device, models: Mapping[str, Path], inputs: Sequence[Array]) -> dict[str, tuple[NodeTime, ...]]:
-    """Model → its nodes, each with the middle of its times over the visits; an estimate repeats exactly."""
-    visits: dict[str, list[list[NodeTime]]] = {key: [] for key in models}
+) -> list[Turn]:
+    found = measure(device, {plan.key: plan.path for plan in chunk}, reference, inputs, rounds=ROUNDS)
+    nodes: dict[str, tuple[NodeTime, ...]] = {}
     with undisturbed():
-        for turn in range(1 if device.estimate else PROFILED_VISITS):
-            for key in list(models)[:: -1 if turn % 2 else 1]:
-                visits[key].append(device.profile(models[key], inputs, PROFILED_RUNS))
-    return {key: _typical(found) for key, found in visits.items()}
+        for plan in chunk:
+            if plan.key not in held_out:
+                nodes[plan.key] = tuple(device.profile(plan.path, inputs, PROFILED_RUNS))
+    return [Turn(k, m.times_s, m.reference_times_s, m.gated, nodes.get(k, ())) for k, m in found.items()]
+
+
+def _together(turns: Sequence[Turn]) -> Measured:
+    def joined(name: str) -> tuple[Any, ...]:
+        return tuple(chain.from_iterable(getattr(turn, name) for turn in turns))
+
+    samples = joined("times_s"), joined("reference_times_s")
+    whole = Measurement(*samples, WARMUP_RUNS, RUNS_PER_ROUND, joined("gated"), {})
+    return Measured(to_ratio(whole), reference_seconds(whole), _typical([turn.nodes for turn in turns]))
 
 
 def _typical(visits: Sequence[Sequence[NodeTime]]) -> tuple[NodeTime, ...]:
+    """Each node with the median of its times over the turns in which it was profiled."""
     seconds: dict[str, list[float]] = defaultdict(list)
     for nodes in visits:
         for node in nodes:
             seconds[node.name].append(node.seconds)
-    return tuple(replace(node, seconds=middle_mean(seconds[node.name])) for node in visits[0])
+    return tuple(replace(node, seconds=median(seconds[node.name])) for node in next(filter(None, visits), ()))
 
 
 def _profile(
@@ -183,7 +208,7 @@ def _profile(
     where = {plan.key: sites(plan.kernels) for plan in planned}
     overhead_s = _node_overhead([measured[p.key] for p in planned if p.key not in held_out], reference_s)
     description = describe(device, name, reference.name, reference_s, overhead_s)
-    models = [_model_row(measured[p.key], where[p.key], p.key in held_out) for p in planned]
+    models = [_model_row(p.key, measured[p.key], where[p.key], p.key in held_out) for p in planned]
     fitted = [(measured[key], places) for key, places in where.items() if key not in held_out]
     kernels = _kernel_rows(fitted, reference_s, overhead_s)
     return Profile(description, kernels, tuple(models))
@@ -207,10 +232,11 @@ def describe(
     )  # fmt: skip
 
 
-def _model_row(measured: Measured, where: Mapping[str, Site], held_out: bool) -> ModelRow:
+def _model_row(key: str, measured: Measured, where: Mapping[str, Site], held_out: bool) -> ModelRow:
     role = Role.HELD_OUT if held_out else Role.FIT
+    ratio = measured.ratio
     return ModelRow(
-        id=measured.key, role=role, ratio=measured.ratio, low=measured.low, high=measured.high, gated=measured.gated,
+        id=key, role=role, ratio=ratio.value, low=ratio.low, high=ratio.high, gated=ratio.gated,
         sites=tuple(where.values()),
     )  # fmt: skip
 
@@ -218,7 +244,7 @@ def _model_row(measured: Measured, where: Mapping[str, Site], held_out: bool) ->
 def _node_overhead(measured: Iterable[Measured], reference_s: float) -> float:
     """What profiling adds to a node: the median model's surplus of profiled over measured time, per node."""
     surplus = [
-        (sum(node.seconds for node in row.nodes) - row.ratio * reference_s) / len(row.nodes)
+        (sum(node.seconds for node in row.nodes) - row.ratio.value * reference_s) / len(row.nodes)
         for row in measured
         if row.nodes
     ]
@@ -238,7 +264,7 @@ def _kernel_rows(
             continue
         seconds = attribute(measured.nodes, where, overhead_s)
         total = sum(seconds.values())
-        scale = measured.ratio * reference_s / total if total > 0 else 1.0
+        scale = measured.ratio.value * reference_s / total if total > 0 else 1.0
         for kernel, site in where.items():
             samples[site].append(scale * seconds.get(kernel, 0.0))
     return {site: KernelRow(time_s=median(times), samples=len(times)) for site, times in samples.items()}

@@ -127,7 +127,7 @@ def profile_graph(
     """
     space = find_space(graph, methods(), device.capabilities())
     begun, tell = time.monotonic(), progress or (lambda done, whole: None)
-    known = measured_before(resume_dir)
+    known = measured_before(device, resume_dir)
     built = []
     sampled = sample_plans(space, plans, seed)
     refused: Failure | None = None

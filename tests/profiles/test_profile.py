@@ -3,6 +3,7 @@
 import random
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,12 @@ from autocompress.devices.base import Array, NodeTime
 from autocompress.errors import DeviceError, ProfileError, StorageError
 from autocompress.precision import lower
 from autocompress.profiles import Profile, ProfileWarning, calibrate, list_profiles, load, predictor
-from autocompress.profiles.calibration import PROFILED_VISITS, attribute
+from autocompress.profiles.calibration import TURNS, attribute
 from autocompress.profiles.kernel_times import KernelTimes
 from autocompress.profiles.profile import SEARCH_PATH_VARIABLE
 from autocompress.profiles.sites import sites
 from autocompress.workload import DType
-from tests.profiles.nets import REFERENCE, KernelDevice, device_for, plans_for, random_net
+from tests.profiles.nets import REFERENCE, KernelDevice, KernelSession, device_for, plans_for, random_net
 
 PLANS = plans_for(60)
 DEVICE = device_for(PLANS, dispatch_s=1e-6, profiler_s=3e-6)
@@ -87,19 +88,28 @@ def test_the_held_out_third_is_never_profiled(profile: Profile) -> None:
     assert profile.kernels.keys() == kept
 
 
-def test_a_burst_of_other_work_does_not_get_into_the_kernels_times() -> None:
-    """While it lasts, every kernel takes five times as long; each model is profiled once during it."""
+def test_a_burst_of_other_work_gets_neither_into_models_nor_into_kernels() -> None:
+    """While it lasts, all but the reference takes up to twice as long; each model has one of its turns during it."""
 
     class Busy(KernelDevice):
+        def open(self, path: Path, threads: int = 1) -> KernelSession:
+            session = super().open(path, threads)
+            return replace(session, seconds=session.seconds * (1 if path == REFERENCE else factor()))
+
         def profile(self, path: Path, inputs: Sequence[Array], runs: int) -> list[NodeTime]:
+            nodes = super().profile(path, inputs, runs)
             begun.append(path)
-            factor = 5 if len(PLANS[:10]) <= len(begun) - 1 < 2 * len(PLANS[:10]) else 1
-            return [replace(node, seconds=factor * node.seconds) for node in super().profile(path, inputs, runs)]
+            return [replace(node, seconds=factor() * node.seconds) for node in nodes]
+
+    def factor() -> float:
+        return 2.0 if len(begun) // len(few) == 1 else 1.0
 
     begun: list[Path] = []
-    busy = calibrate(Busy(DEVICE.artifacts), PLANS[:10], REFERENCE, [], holdout=0)
-    quiet = calibrate(KernelDevice(DEVICE.artifacts), PLANS[:10], REFERENCE, [], holdout=0)
-    assert len(begun) == PROFILED_VISITS * 10
+    few = PLANS[:10]
+    busy = calibrate(Busy(DEVICE.artifacts), few, REFERENCE, [], holdout=0)
+    quiet = calibrate(KernelDevice(DEVICE.artifacts), few, REFERENCE, [], holdout=0)
+    assert len(begun) == TURNS * len(few)
+    assert [row.ratio for row in busy.models] == pytest.approx([row.ratio for row in quiet.models])
     for site, row in quiet.kernels.items():
         assert busy.kernels[site].time_s == pytest.approx(row.time_s)
 
@@ -248,11 +258,14 @@ def test_calibration_resumes_after_an_interruption(tmp_path: Path) -> None:
     first, second = device_for(PLANS), device_for(PLANS)
     with pytest.raises(KeyboardInterrupt):
         calibrate(first, PLANS, REFERENCE, [], resume_dir=tmp_path, progress=interrupted)
-    with (tmp_path / "measured.jsonl").open("a") as log:
+    with (tmp_path / "turns.jsonl").open("a") as log:
         log.write('{"key": "p59", "ratio"')
     resumed = calibrate(second, PLANS, REFERENCE, [], resume_dir=tmp_path)
-    known = {path for path in first.measured if path != REFERENCE}
-    assert known and not known & set(second.measured)
+    once, again = Counter(first.measured), Counter(second.measured)
+    opened = max(once[path] for path in once if path != REFERENCE)
+    for _, _, path in PLANS:
+        assert once[path] in (0, opened)
+        assert once[path] + again[path] == TURNS * opened
     whole = calibrate(device_for(PLANS), PLANS, REFERENCE, [])
     assert [row.ratio for row in resumed.models] == pytest.approx([row.ratio for row in whole.models])
 

@@ -262,14 +262,14 @@ def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         profile_task(tiny_task(), "fake", plans=30, progress=interrupted, resume_dir=tmp_path)
     assert steps[0] == (0, 60)
-    (log,) = tmp_path.glob("*/measured.jsonl")
+    (log,) = tmp_path.glob("*/turns.jsonl")
     before = log.read_text().splitlines()
     assert 0 < len(before) < 30
     whole = profile_task(tiny_task(), "fake", plans=30, resume_dir=tmp_path)
     after = log.read_text().splitlines()
     assert after[: len(before)] == before and len(after) == 30 == len(whole.models)
     profile_task(tiny_task(), f"fake:{write_rates(tmp_path)}", plans=3, resume_dir=tmp_path)
-    assert len(list(tmp_path.glob("*/measured.jsonl"))) == 2
+    assert len(list(tmp_path.glob("*/turns.jsonl"))) == 2
 
 
 def write_rates(folder):
