@@ -119,9 +119,8 @@ def attribute(nodes: Sequence[NodeTime], names: Iterable[str], overhead_s: float
     """Kernel → seconds of the nodes that the runtime made of it, `overhead_s` taken off each.
 
     An artifact's nodes are named after their kernel (`conv1`, `conv1/Relu`), and so are the runtime's duplicates of
-    them; the longest kernel name that fits counts.
-    A node of the runtime's own making (changes of layout) goes to the kernel that made what it reads, or else to the
-    one that reads what it makes.
+    them; the longest kernel name that fits counts. A node of the runtime's own making (changes of layout) goes to the
+    kernel that made what it reads, or else to the one that reads what it makes.
     """
     owners = _owners(nodes, sorted(names, key=len, reverse=True))
     seconds: dict[str, float] = defaultdict(float)
