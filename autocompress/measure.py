@@ -41,7 +41,7 @@ MIN_GATED = 12
 """With fewer gated rounds the gate is said not to have opened, and all rounds count with a wider interval."""
 
 GATED_SHARE = 0.6
-"""Of few rounds, this share is enough."""
+"""Of fewer than MIN_GATED rounds, this share is enough: they are one turn of several."""
 
 ROUNDS_PER_SESSION = 5
 """Models are loaded anew this often: one session's luck with memory moves its times by 1 to 3 % for its whole life."""
@@ -88,9 +88,9 @@ def measure(
 ) -> dict[str, Measurement]:
     """Time every model next to the reference, at batch size 1 and on one thread.
 
-    At least `rounds` rounds are run, and up to MAX_EXTENSION times as many while fewer than MIN_GATED of them, or of
-    few the GATED_SHARE, passed the gate. Raises DeviceError when the device refuses a model or reports a time that is
-    not positive and finite.
+    At least `rounds` rounds are run, and up to MAX_EXTENSION times as many while fewer than MIN_GATED of them (of fewer
+    rounds than that, the GATED_SHARE) passed the gate. Raises DeviceError when the device refuses a model or reports a
+    time that is not positive and finite.
     """
     places = {name: _Place(device, path) for name, path in models.items()}
     return _interleaved(places, _Place(device, reference), inputs, rounds, progress)
@@ -235,7 +235,7 @@ class _Samples:
 
     def enough(self, rounds: int) -> bool:
         """Whether every model has its gated rounds."""
-        wanted = min(MIN_GATED, math.ceil(GATED_SHARE * rounds))
+        wanted = MIN_GATED if rounds >= MIN_GATED else math.ceil(GATED_SHARE * rounds)
         return all(sum(gate([v.reference_s for v in visits])) >= wanted for visits in self._visits.values())
 
     def measurement(self, name: str, device: Device, core: str) -> Measurement:

@@ -166,6 +166,13 @@ def test_rounds_beside_a_busy_neighbour_are_set_aside() -> None:
     assert reference_seconds(found) == pytest.approx(REFERENCE_S)
 
 
+def test_a_short_measurement_waits_for_as_many_quiet_rounds_as_its_ratio_wants() -> None:
+    """Every third round is busy, so that 16 rounds hold 11 quiet ones: one more is run."""
+    found = run(Host(slowdown=lambda visit: 2.0 if visit // 3 % 3 == 2 else 1.0), "0.5", rounds=16)["0.5"]
+    assert len(found.gated) == 17 and sum(found.gated) == timing.MIN_GATED
+    assert to_ratio(found).gated
+
+
 def test_a_gate_that_never_opens_is_waited_for_then_told_and_widens_the_interval() -> None:
     draw = np.random.default_rng(0)
     host = Host(slowdown=lambda visit: float(draw.uniform(1, 40)))
