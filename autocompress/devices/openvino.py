@@ -181,12 +181,12 @@ class _Loaded:
     ) -> None:  # fmt: skip
         device._check_present()
         self._plugin = device.target.plugin
-        settings = _settings(device.target, threads) | {"PERF_COUNT": profiled}
-        require_survival(path, model, shapes, self._plugin, _settings(device.target, threads))
+        settings = _settings(device.target, threads)
+        require_survival(path, model, shapes, self._plugin, settings)
         with _refused(f"{device.name} can't run {path}"):
             fixed = model.clone()
             fixed.reshape({i: _openvino().PartialShape(list(shape)) for i, shape in enumerate(shapes)})
-            self._compiled = _core().compile_model(fixed, self._plugin, settings)
+            self._compiled = _core().compile_model(fixed, self._plugin, settings | {"PERF_COUNT": profiled})
             self.request = self._compiled.create_infer_request()
 
     def bind(self, inputs: Sequence[Array]) -> None:

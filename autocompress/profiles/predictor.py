@@ -183,9 +183,10 @@ class Predictor:
     def predict(self, wanted: Sequence[Site]) -> Prediction:
         """The ratio of a model with these kernels (a site counts as often as it occurs)."""
         rows = self._rows(wanted)
-        crowding = self._classes.crowding(len(rows))
-        sums = crowding * self._table[rows].sum(axis=0)
-        ratio, measured, spread = sums[0] + crowding * self._classes.intercept, sums[1], sums[2:]
+        sums = self._table[rows].sum(axis=0)
+        sums[0] += self._classes.intercept
+        sums *= self._classes.crowding(len(rows))
+        ratio, measured, spread = sums[0], sums[1], sums[2:]
         variance = float(spread @ self._smooth.covariance @ spread) + (NOISE * ratio) ** 2
         return Prediction(float(ratio), math.sqrt(variance), float(measured / ratio) if ratio > 0 else 0.0)
 

@@ -25,7 +25,7 @@ a conversion to fp32 for several readers (which the runtime makes anew for each)
 
 _CONVERSIONS = frozenset({"quantize", "dequantize"})
 _COMBINES = frozenset({"add", "mul", "relu"})
-_ELEMENTWISE = frozenset({"add", "mul", "relu", "avg_pool", "max_pool", "mean"})
+_ELEMENTWISE = _COMBINES | {"avg_pool", "max_pool", "mean"}
 
 
 class Site(NamedTuple):
