@@ -22,7 +22,7 @@ from autocompress.export.onnx import plain_onnx
 from autocompress.graph import trace
 from autocompress.profiles import Profile
 from autocompress.profiles.merge import merge
-from autocompress.search.profiling import profile_graph
+from autocompress.search.profiling import Bench, profile_bench
 
 console = Console()
 
@@ -31,12 +31,11 @@ def calibrated(net: str, device: str, plans: int) -> Profile:
     model, inputs = NETS[net].make()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plain_onnx(model, (inputs,), folder / "original.onnx")
-        graph = trace(model, inputs)
+        original = folder / "original.onnx"
+        plain_onnx(model, (inputs,), original)
+        bench = Bench(trace(model, inputs), open_device(device), original, [inputs.numpy()], folder)
         with terminal.counting(f"steps of {net}", quiet=False) as count:
-            return profile_graph(
-                graph, open_device(device), folder / "original.onnx", [inputs.numpy()], folder, plans, progress=count
-            )
+            return profile_bench(bench, plans, progress=count)
 
 
 def main(

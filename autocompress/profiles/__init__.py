@@ -1,6 +1,6 @@
 """Hardware profiles: measured once per device, then a plan's latency is a sum over its kernels."""
 
-from autocompress.profiles.calibration import Planned, calibrate, describe, measured_before, slug
+from autocompress.profiles.calibration import Planned, calibrate, describe, measure_in_turns, measured_before, slug
 from autocompress.profiles.profile import Profile, ProfileWarning, descriptions, list_profiles, load, profile_of
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "descriptions",
     "list_profiles",
     "load",
+    "measure_in_turns",
     "measured_before",
     "profile_of",
     "slug",

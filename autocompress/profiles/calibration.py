@@ -49,7 +49,7 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What is kept of one model's turn: samples as in a Measurement; `nodes` is empty for a held-out model."""
+    """What is kept of one model's turn: samples as in a Measurement; no `nodes` for a model measured only whole."""
 
     key: str
     times_s: tuple[float, ...]
@@ -85,24 +85,43 @@ def calibrate(
     `resume_dir`, what was measured is kept there and a calibration that was interrupted goes on. Raises ProfileError
     without plans, DeviceError if the device fails.
     """
-    if not plans:
-        raise ProfileError("calibration needs at least one plan to measure, got none")
     planned = [Planned(*plan) for plan in plans]
     if holdout is None or isinstance(holdout, int):
         held_out = _spread(planned, len(planned) // 3 if holdout is None else holdout)
     else:
         held_out = frozenset(holdout)
+    measured = measure_in_turns(
+        device, planned, reference, inputs, unprofiled=held_out, progress=progress, resume_dir=resume_dir
+    )
+    return _profile(device, planned, held_out, measured, reference, name or slug(device.name))
+
+
+def measure_in_turns(
+    device: Device,
+    plans: Sequence[Planned],
+    reference: Path,
+    inputs: Sequence[Array],
+    *,
+    unprofiled: Collection[str] = (),
+    progress: Progress | None = None,
+    resume_dir: Path | None = None,
+) -> dict[str, Measured]:
+    """Key → what was found: models take turns, and the kernels of all but the `unprofiled` keys are timed too.
+
+    Raises what `calibrate` raises.
+    """
+    if not plans:
+        raise ProfileError("calibration needs at least one plan to measure, got none")
     log = _Log(resume_dir)
     turns = _turns(device)
     for turn in range(turns):
-        todo = [plan for plan in planned if len(log.turns[plan.key]) <= turn]
+        todo = [plan for plan in plans if len(log.turns[plan.key]) <= turn]
         random.Random(turn).shuffle(todo)
         for start in range(0, len(todo), _CHUNK):
-            log.add(_take_turn(device, todo[start : start + _CHUNK], held_out, reference, inputs))
+            log.add(_take_turn(device, todo[start : start + _CHUNK], unprofiled, reference, inputs))
             if progress is not None:
-                progress(sum(len(log.turns[plan.key]) for plan in planned) // turns, len(planned))
-    measured = {plan.key: _together(log.turns[plan.key]) for plan in planned}
-    return _profile(device, planned, held_out, measured, reference, name or slug(device.name))
+                progress(sum(len(log.turns[plan.key]) for plan in plans) // turns, len(plans))
+    return {plan.key: _together(log.turns[plan.key]) for plan in plans}
 
 
 def measured_before(device: Device, resume_dir: Path | None) -> frozenset[str]:
@@ -166,13 +185,13 @@ def _decode_node(row: dict[str, Any]) -> NodeTime:
 
 
 def _take_turn(
-    device: Device, chunk: Sequence[Planned], held_out: Collection[str], reference: Path, inputs: Sequence[Array]
+    device: Device, chunk: Sequence[Planned], unprofiled: Collection[str], reference: Path, inputs: Sequence[Array]
 ) -> list[Turn]:
     found = measure(device, {plan.key: plan.path for plan in chunk}, reference, inputs, rounds=ROUNDS)
     nodes: dict[str, tuple[NodeTime, ...]] = {}
     with undisturbed():
         for plan in chunk:
-            if plan.key not in held_out:
+            if plan.key not in unprofiled:
                 nodes[plan.key] = tuple(device.profile(plan.path, inputs, PROFILED_RUNS))
     return [Turn(k, m.times_s, m.reference_times_s, m.gated, nodes.get(k, ())) for k, m in found.items()]
 

@@ -6,7 +6,7 @@ Three layers, each of which prices a kernel, so that a plan's price is a sum of 
    nothing was profiled.
 2. `ClassCorrection`: per operation and format a factor and a constant per kernel, by non-negative ridge regression on
    whole models; the constant is what launching a kernel costs and no profiler shows. With it, by how much kernels
-   slow each other down in models of many.
+   slow each other down (see interplay.py).
 3. `SmoothCorrection`: a relative correction that varies smoothly over sites, learnt from what whole models still miss:
    Bayesian linear regression on Nyström features of a Gaussian kernel (Williams & Seeger, NIPS 2000; Bishop, PRML 2006,
    section 3.3). Its variance says how far a plan is from what was measured.
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autocompress.profiles.features import Coordinates, Floats, squared_distances
+from autocompress.profiles.interplay import lowers_clock, suffers, time_lowered
 from autocompress.profiles.kernel_times import SiteTimes, kernel_class
 from autocompress.profiles.sites import Site
 
@@ -42,6 +43,10 @@ NOISE = 0.01
 _FALLBACK_SCORE = 3.0
 _FIRST_ROWS = 1024
 
+_LOWERING, _SUFFERING, _FACTS = 2, 3, 4
+"""Of a site are kept: its price, its price if measured, whether it lowers the clock, its time if it suffers from that,
+and features."""
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -61,12 +66,12 @@ class Prediction:
 
 
 class ClassCorrection:
-    """ratio ≈ (sum over classes of factor * time + constant * count, one constant) * (kernels / usual)^growth.
+    """ratio ≈ (sum over classes of factor * time + constant * count, one constant, slowdown * share of the run with the
+    clock lowered * time of what suffers from that) * (kernels / usual)^growth.
 
-    None of these is negative. A model of twice the kernels takes a little more than twice as long, as its code, weights
-    and tensors leave the caches more often: the growth is 0.03 to 0.05 on a Xeon. Ridge towards factor 1 and the others
-    0, on relative errors, with the power linearised; solved by non-negative least squares (Lawson & Hanson, 1974) on
-    the augmented system.
+    None of these is negative; on a Xeon the growth is 0.03 to 0.05 and the slowdown up to 0.25. Ridge towards factor 1
+    and the others 0, on relative errors, with the power linearised; solved by non-negative least squares (Lawson &
+    Hanson, 1974) on the augmented system.
     """
 
     def __init__(self, kernel_times: SiteTimes, models: Sequence[Observation]) -> None:
@@ -75,11 +80,13 @@ class ClassCorrection:
         self._unit = float(np.mean([model.ratio / len(model.sites) for model in models])) / 10 if models else 0.0
         count = len(classes)
         self._usual = float(np.mean([math.log(len(model.sites)) for model in models])) if models else 0.0
-        self._factors, self._constants, self.intercept, self._growth = np.ones(count), np.zeros(count), 0.0, 0.0
+        self._factors, self._constants = np.ones(count), np.zeros(count)
+        self.intercept, self._slowdown, self._growth = 0.0, 0.0, 0.0
         if len(models) >= MIN_MODELS:
             weights = self._solve(kernel_times, models)
             self._factors, self._constants = weights[:count], weights[count : 2 * count] * self._unit
-            self.intercept, self._growth = float(weights[-2]) * self._unit, float(weights[-1])
+            intercept, self._slowdown, self._growth = map(float, weights[2 * count :])
+            self.intercept = intercept * self._unit
 
     def prices(self, wanted: Sequence[Site], times: Floats) -> Floats:
         """Corrected times; a class that no model had is taken as its time."""
@@ -87,6 +94,10 @@ class ClassCorrection:
         factors, constants = np.append(self._factors, 1.0), np.append(self._constants, 0.0)
         priced: Floats = factors[which] * times + constants[which]
         return priced
+
+    def slowdown(self, lowering: float) -> float:
+        """What kernels that suffer from a lower clock take more, as a share, given how many kernels lower it."""
+        return self._slowdown * time_lowered(lowering)
 
     def crowding(self, kernels: int) -> float:
         """What a model of so many kernels takes, relative to the sum of what they take in one of the usual number."""
@@ -107,8 +118,11 @@ class ClassCorrection:
     def _row(self, kernel_times: SiteTimes, model: Observation) -> Floats:
         which = [self._index[kernel_class(site)] for site in model.sites]
         count = len(self._index)
-        times = np.bincount(which, kernel_times.times(model.sites), count)
-        return np.concatenate([times, np.bincount(which, minlength=count) * self._unit, [self._unit]])
+        seconds = kernel_times.times(model.sites)
+        slowed = time_lowered(sum(map(lowers_clock, model.sites))) * seconds[list(map(suffers, model.sites))].sum()
+        return np.concatenate([
+            np.bincount(which, seconds, count), np.bincount(which, minlength=count) * self._unit, [self._unit, slowed],
+        ])  # fmt: skip
 
 
 class SmoothCorrection:
@@ -158,7 +172,10 @@ class _Prices:
         return prices
 
     def total(self, whole: Sequence[Site]) -> float:
-        return (float(self.of(whole).sum()) + self._classes.intercept) * self._classes.crowding(len(whole))
+        suffering = self._times.times([site for site in whole if suffers(site)]).sum()
+        slowed = self._classes.slowdown(sum(map(lowers_clock, whole))) * suffering
+        alone = self.of(whole).sum() + self._classes.intercept
+        return float(alone + slowed) * self._classes.crowding(len(whole))
 
 
 class Predictor:
@@ -177,22 +194,24 @@ class Predictor:
         self._classes = ClassCorrection(times, models)
         self._smooth = SmoothCorrection(times.coordinates, models, _Prices(times, self._classes))
         self._row: dict[Site, int] = {}
-        self._table = np.zeros((_FIRST_ROWS, 2 + len(self._smooth.weights)))
+        self._table = np.zeros((_FIRST_ROWS, _FACTS + len(self._smooth.weights)))
         self.factor = _conformal_factor(scores)
 
     def predict(self, wanted: Sequence[Site]) -> Prediction:
         """The ratio of a model with these kernels (a site counts as often as it occurs)."""
         rows = self._rows(wanted)
         sums = self._table[rows].sum(axis=0)
-        sums[0] += self._classes.intercept
+        sums[0] += self._classes.intercept + self._classes.slowdown(sums[_LOWERING]) * sums[_SUFFERING]
         sums *= self._classes.crowding(len(rows))
-        ratio, measured, spread = sums[0], sums[1], sums[2:]
+        ratio, measured, spread = sums[0], sums[1], sums[_FACTS:]
         variance = float(spread @ self._smooth.covariance @ spread) + (NOISE * ratio) ** 2
         return Prediction(float(ratio), math.sqrt(variance), float(measured / ratio) if ratio > 0 else 0.0)
 
     def prices(self, whole: Sequence[Site]) -> Floats:
         """The share of each kernel of a model in its ratio."""
-        prices: Floats = self._classes.crowding(len(whole)) * self._table[self._rows(whole), 0]
+        facts = self._table[self._rows(whole), :_FACTS]
+        slowed = self._classes.slowdown(facts[:, _LOWERING].sum()) * facts[:, _SUFFERING]
+        prices: Floats = self._classes.crowding(len(whole)) * (facts[:, 0] + slowed)
         return prices
 
     def score(self, model: Observation) -> float:
@@ -210,10 +229,11 @@ class Predictor:
         features = self._smooth.features(new)
         prices = np.maximum(base * (1 + features @ self._smooth.weights), 0.0)
         known = np.array([site in self.times.measured for site in new])
-        self._append(new, np.column_stack([prices, prices * known, features * base[:, None]]))
+        lowering, suffering = [lowers_clock(site) for site in new], times * [suffers(site) for site in new]
+        self._append(new, np.column_stack([prices, prices * known, lowering, suffering, features * base[:, None]]))
 
     def _append(self, new: Sequence[Site], rows: Floats) -> None:
-        """Columns: price, price if measured, features; room for rows doubles when it runs out."""
+        """Room for rows doubles when it runs out."""
         first = len(self._row)
         while len(self._table) < first + len(new):
             self._table = np.vstack([self._table, np.zeros_like(self._table)])

@@ -35,7 +35,7 @@ from autocompress.repair.statistics import collect
 from autocompress.search.candidate import Candidate
 from autocompress.search.engine import Baseline, Lesson, Price, Setup, Start, Timings, Trained
 from autocompress.search.paying import paying_space
-from autocompress.search.profiling import one_sample, profile_graph
+from autocompress.search.profiling import Bench, one_sample, profile_bench
 from autocompress.search.space import Space, find_space, single_plans
 from autocompress.search.targets import Target, Targets
 from autocompress.task import Loader, Score, Task
@@ -249,8 +249,9 @@ class TorchEvaluator:
         own = self._own_profile
         if (own / "profile.toml").exists():
             return [load_profile(own)]
-        found = profile_graph(
-            self.graph, open_device(self._settings.device), self._original, one_sample(self._inputs), setup.folder,
+        device = open_device(self._settings.device)
+        found = profile_bench(
+            Bench(self.graph, device, self._original, one_sample(self._inputs), setup.folder),
             seed=self._settings.seed, seconds=setup.seconds(),
             progress=lambda done, whole: setup.tell("setup", f"profiling the device, step {done} of {whole}"),
         )  # fmt: skip

@@ -19,11 +19,10 @@ from autocompress.devices import Device, open_device
 from autocompress.errors import Failure, StorageError
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph.types import Graph
-from autocompress.measure import ROUNDS, measure, reference_seconds, to_ratio
 from autocompress.methods import methods
 from autocompress.methods.configs import LowRank, Prune, Quantize, Student
 from autocompress.plan import Plan
-from autocompress.profiles import Profile, calibrate, describe, measured_before, slug
+from autocompress.profiles import Planned, Profile, calibrate, describe, measure_in_turns, measured_before, slug
 from autocompress.profiles.onboarding import choose_models, onboard
 from autocompress.search.space import Space, find_space
 from autocompress.task import Task
@@ -42,6 +41,18 @@ Tell = Callable[[int, int], None]
 """Called with (steps done, steps in all): every model is built, then measured."""
 
 
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What measuring a model's plans takes: the traced model, the device, the original as a file, one sample of its
+    inputs, and a folder to build in."""
+
+    graph: Graph
+    device: Device
+    reference: Path
+    inputs: Sequence[NDArray[np.generic]]
+    folder: Path
+
+
 def profile_task(
     task: Task,
     device: str = "ort:cpu",
@@ -56,11 +67,9 @@ def profile_task(
     With `resume_dir`, what was measured is kept there, and an interrupted calibration goes on. Raises TaskError for a
     task that can't be used, TraceError for a model that can't be followed, DeviceError for a device that fails.
     """
-    with _prepared(task, device) as it:
-        return profile_graph(
-            it.graph, it.device, it.reference, it.inputs, it.folder, plans, seed, progress=progress,
-            resume_dir=resume_dir and resume_dir / slug(f"{it.graph.fingerprint} {it.device.name} {it.device.runtime}"),
-        )  # fmt: skip
+    with _bench(task, device) as bench:
+        kept = resume_dir and resume_dir / slug(f"{bench.graph.fingerprint} {bench.device.name} {bench.device.runtime}")
+        return profile_bench(bench, plans, seed, progress=progress, resume_dir=kept)
 
 
 def onboard_task(
@@ -71,60 +80,50 @@ def onboard_task(
     Raises ProfileError for fewer than 3 models or no known profile, and what `profile_task` does.
     """
     tell = progress or (lambda done, whole: None)
-    with _prepared(task, device) as it:
-        plans = sample_plans(find_space(it.graph, methods(), it.device.capabilities()), PLANS, seed)
-        kernels = [plan_kernels(plan, it.graph) for plan in plans]
+    with _bench(task, device) as bench:
+        plans = sample_plans(find_space(bench.graph, methods(), bench.device.capabilities()), PLANS, seed)
+        kernels = [plan_kernels(plan, bench.graph) for plan in plans]
         chosen = choose_models(known, kernels, min(models, len(plans)))
-        paths = {}
+        whole = 2 * len(chosen)
+        built = []
         for done, index in enumerate(chosen):
-            tell(done, 2 * len(chosen))
-            paths[str(index)] = it.folder / f"{index}.onnx"
-            to_onnx(build(plans[index], it.graph, None), paths[str(index)], plans[index].key)
-        found = measure(it.device, paths, it.reference, it.inputs, rounds=ROUNDS)
-        tell(2 * len(chosen), 2 * len(chosen))
-    reference_s = median(reference_seconds(measurement) for measurement in found.values())
-    description = describe(it.device, slug(it.device.name), it.reference.name, reference_s)
-    return onboard(description, known, kernels, {int(i): to_ratio(m).value for i, m in found.items()})
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What measuring a task's models takes: the traced model, the device, the original and a sample to run it on."""
-
-    graph: Graph
-    device: Device
-    reference: Path
-    inputs: Sequence[NDArray[np.generic]]
-    folder: Path
+            tell(done, whole)
+            built.append(Planned(str(index), kernels[index], bench.folder / f"{index}.onnx"))
+            to_onnx(build(plans[index], bench.graph, None), built[-1].path, plans[index].key)
+        found = measure_in_turns(
+            bench.device, built, bench.reference, bench.inputs, unprofiled=[plan.key for plan in built],
+            progress=lambda done, _: tell(len(chosen) + done, whole),
+        )  # fmt: skip
+    reference_s = median(measured.reference_s for measured in found.values())
+    description = describe(bench.device, slug(bench.device.name), bench.reference.name, reference_s)
+    return onboard(description, known, kernels, {int(key): measured.ratio.value for key, measured in found.items()})
 
 
 @contextmanager
-def _prepared(task: Task, device: str) -> Iterator[_Prepared]:
+def _bench(task: Task, device: str) -> Iterator[Bench]:
     check_task(task)
     inputs, graph, opened = as_tuple(task.example_inputs), trace_task(task), open_device(device)
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         reference = Path(folder) / "original.onnx"
         plain_onnx(task.model, inputs, reference)
-        yield _Prepared(graph, opened, reference, one_sample(inputs), Path(folder))
+        yield Bench(graph, opened, reference, one_sample(inputs), Path(folder))
 
 
-def profile_graph(
-    graph: Graph,
-    device: Device,
-    reference: Path,
-    inputs: Sequence[NDArray[np.generic]],
-    folder: Path,
+def profile_bench(
+    bench: Bench,
     plans: int = PLANS,
     seed: int = 0,
+    *,
     seconds: float | None = None,
     progress: Tell | None = None,
     resume_dir: Path | None = None,
 ) -> Profile:
-    """A profile from sampled plans of a traced model; models are written to `folder` and removed.
+    """A profile from sampled plans of a traced model, whose files are removed afterwards.
 
     With `seconds`, as many of the plans as building has time for, but at least LEAST_PLANS. Plans that can't be built,
     or that the device refuses, are left out; if it refuses all, its reason is raised.
     """
+    graph, device = bench.graph, bench.device
     space = find_space(graph, methods(), device.capabilities())
     begun, tell = time.monotonic(), progress or (lambda done, whole: None)
     known = measured_before(device, resume_dir)
@@ -136,7 +135,7 @@ def profile_graph(
         late = seconds is not None and time.monotonic() - begun > BUILD_SHARE * seconds
         if late and count >= LEAST_PLANS:
             break
-        path = folder / f"{plan.key}.onnx"
+        path = bench.folder / f"{plan.key}.onnx"
         try:
             if plan.key not in known:
                 to_onnx(build(plan, graph, None), path, plan.key)
@@ -151,7 +150,7 @@ def profile_graph(
         raise refused
     try:
         return calibrate(
-            device, built, reference, inputs, progress=lambda done, whole: tell(whole + done, 2 * whole),
+            device, built, bench.reference, bench.inputs, progress=lambda done, whole: tell(whole + done, 2 * whole),
             resume_dir=resume_dir,
         )  # fmt: skip
     finally:

@@ -17,10 +17,10 @@ from autocompress.errors import DeviceError, ProfileError, StorageError
 from autocompress.precision import lower
 from autocompress.profiles import Profile, ProfileWarning, calibrate, list_profiles, load, predictor
 from autocompress.profiles.calibration import TURNS, attribute
-from autocompress.profiles.kernel_times import KernelTimes
+from autocompress.profiles.kernel_times import KernelTimes, RooflineTimes
 from autocompress.profiles.profile import SEARCH_PATH_VARIABLE
 from autocompress.profiles.sites import sites
-from autocompress.workload import DType
+from autocompress.workload import DType, Kernel, Workload
 from tests.profiles.nets import REFERENCE, KernelDevice, KernelSession, device_for, plans_for, random_net
 
 PLANS = plans_for(60)
@@ -39,8 +39,8 @@ def folder(profile: Profile, tmp_path: Path) -> Path:
     return tmp_path / "roof"
 
 
-def true_seconds(kernels: dict, growth: float = 0.0) -> float:  # type: ignore[type-arg]
-    device = replace(DEVICE, artifacts={Path("new"): lower(kernels)}, growth=growth)
+def true_seconds(kernels: dict, **settings: float) -> float:  # type: ignore[type-arg]
+    device = replace(DEVICE, artifacts={Path("new"): lower(kernels)}, **settings)
     return device.open(Path("new")).seconds
 
 
@@ -73,6 +73,35 @@ def test_kernels_slow_each_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor.ClassCorrection, "crowding", lambda self, kernels: 1.0)
     assert -0.07 < found < 0
     assert error() < 2 * found, "without it, the same predictor is twice as far off"
+
+
+def mixed_net(int8: int, float_: int, width: int) -> dict[str, Kernel]:
+    """A chain of int8 convolutions with float ones of another width at its end."""
+    kernels, source, channels = dict[str, Kernel](), "x", 12
+    for i in range(int8 + float_):
+        dtype, outputs = (DType.INT8, 12) if i < int8 else (DType.FP32, width)
+        workload = Workload("conv", channels, outputs, (32, 32), (32, 32), (3, 3), (1, 1), 1, dtype)
+        kernels[f"conv{i}"] = Kernel(f"conv{i}", f"conv{i}", (source,), workload)
+        source, channels = f"conv{i}", outputs
+    return kernels
+
+
+def test_float_kernels_that_lower_the_clock_slow_int8_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def observed(counts: Sequence[int], float_: Sequence[int]) -> list[predictor.Observation]:
+        nets = [mixed_net(i, f, width) for i in counts for f in float_ for width in (8, 16)]
+        return [predictor.Observation(tuple(sites(n).values()), true_seconds(n, throttle=0.3)) for n in nets]
+
+    known, new = observed((2, 4, 8, 12), (0, 1, 2, 4)), observed((3, 6, 10), (1, 3))
+    times = RooflineTimes(DEVICE.rates, (site for model in known for site in model.sites))
+
+    def error() -> float:
+        learnt = predictor.Predictor(times, known)
+        return float(np.mean([abs(learnt.predict(model.sites).ratio / model.ratio - 1) for model in new]))
+
+    found = error()
+    assert found < 0.02
+    monkeypatch.setattr(predictor, "time_lowered", lambda kernels: 0.0)
+    assert error() > 1.5 * found, "kernels that differ in nothing else take 30 % more in some models"
 
 
 def test_intervals_cover_new_models(profile: Profile) -> None:
