@@ -4,10 +4,10 @@ Their number: a model of twice the kernels takes a little more than twice as lon
 leave the caches more often.
 
 Their company: a Xeon's core lowers its clock for about a millisecond when dense float multiply-adds come between int8
-multiplications on tiles (AMX). Found by timing an int8 ResNet in turn with one float convolution: after one of 8 to 15
-input channels at 32x32 the int8 model takes 1.22 times as long, after one of 4 channels 1.08 to 1.2 times, after one of
-3, or of 16 and more, as long as before; by itself neither slows. ONNX Runtime has a dense kernel for maps it reads
-planar, and multiplies int8 matrices on tiles unless the outputs come in sixteens, for which it has another kernel.
+multiplications on tiles (AMX). In turn with one float convolution of 4 to 15 input channels at 32x32, int8 models take
+up to 1.22 times as long as by themselves; with one of 3 channels, or of 16 and more, as long as before. Float models,
+and int8 ones whose outputs come in sixteens, for which ONNX Runtime has another kernel, never mind
+(benchmarks/clock.py).
 """
 
 import math
