@@ -13,7 +13,8 @@ AutocompressError
     ├── ExportError           a built model could not be written as an artifact
     ├── VerificationError     an artifact differs from what was promised
     ├── DeviceError           a runtime is missing, or refused the model
-    │   └── DeviceLostError   it stopped answering: the same may work when tried again
+    │   ├── DeviceLostError   it stopped answering: the same may work when tried again
+    │   └── UntimedError      it computes, but how long that takes says nothing about the hardware
     └── StorageError          the run's folder can't be written (disk full, permissions)
 
 A message says what was asked, what was found, what is valid and what to do next, in one line.
@@ -67,6 +68,9 @@ class DeviceError(Failure): ...
 
 
 class DeviceLostError(DeviceError): ...
+
+
+class UntimedError(DeviceError): ...
 
 
 class StorageError(Failure): ...

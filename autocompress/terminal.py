@@ -200,6 +200,8 @@ def _remarks(candidate: "Candidate", on_front: bool) -> list[str]:
 def verification_view(found: "Verification") -> Group:
     rows = [(c.name, "kept" if c.passed else "BROKEN", c.promised, c.found) for c in found.checks]
     head = f"{found.artifact} on {found.device}: {'every promise kept' if found.passed else 'BROKEN PROMISES'}"
+    if found.untimed:
+        head += f"\nnot timed: {found.untimed}"
     return Group(Text(head), table("promise", "", "promised", "found", rows=rows, left=4))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autocompress.batches import as_tuple
 from autocompress.card import Card, Parity, read_card
 from autocompress.devices import Device, Session, open_device
-from autocompress.errors import RunError, VerificationError
+from autocompress.errors import RunError, UntimedError, VerificationError
 from autocompress.evaluate.scores import top1
 from autocompress.export.onnx import plain_onnx
 from autocompress.graph.trace import capture, fingerprint
@@ -58,7 +58,8 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """All checks of one artifact. `latency` and `baseline` are measured side by side, in this process."""
+    """All checks of one artifact. `latency` and `baseline` are measured side by side, in this process; None where the
+    device can't be timed, and `untimed` says why."""
 
     artifact: Path
     device: str
@@ -66,17 +67,18 @@ class Verification:
     parity: Parity
     score: Score
     test: Score | None
-    latency: Latency
-    baseline: Latency
+    latency: Latency | None
+    baseline: Latency | None
     providers: dict[str, int]
+    untimed: str = ""
 
     @property
     def passed(self) -> bool:
         return all(check.passed for check in self.checks)
 
     @property
-    def speedup(self) -> float:
-        return self.baseline.seconds / self.latency.seconds
+    def speedup(self) -> float | None:
+        return self.baseline.seconds / self.latency.seconds if self.baseline and self.latency else None
 
     def require(self) -> None:
         """Raises VerificationError naming every broken promise."""
@@ -90,6 +92,7 @@ def verify(
 ) -> Verification:
     """Check a file against its card (by default the one beside it) on a device, with the task's data.
 
+    The card promises speed, and what runs each node, for its own device only: elsewhere these are merely found out.
     Nothing is raised for a broken promise: look at `passed`, or call `require()`. Raises RunError where the file or its
     card is missing, damaged or made from another model.
     """
@@ -103,17 +106,18 @@ def verify(
     predict, score_on = predictor(opened.open(artifact, threads=2)), task.score or top1
     score = score_on(predict, task.validation)
     test = score_on(predict, task.test) if task.test is not None else None
-    latency, baseline = _times(opened, artifact, task, rounds)
+    latency, baseline, untimed = _times(opened, artifact, task, rounds)
     providers = provider_counts(session)
+    there = device == card.environment.get("device", device)
     checks = (
         _check_digest(artifact, card),
         _check_parity(parity),
         _check_score("validation score", card.validation, score),
         *([_check_score("test score", card.test, test)] if card.test and test else []),
-        *([_check_time(card, latency, baseline)] if card.measured and card.baseline else []),
-        _check_providers(card, providers),
+        *([_check_time(card, latency, baseline)] if there and card.speedup and latency and baseline else []),
+        *([_check_providers(card, providers)] if there else []),
     )
-    return Verification(artifact, device, checks, parity, score, test, latency, baseline, providers)
+    return Verification(artifact, device, checks, parity, score, test, latency, baseline, providers, untimed)
 
 
 def parity(expected: Outputs, found: Outputs, plan: Plan, kernels: int, precision: str = "fp32") -> Parity:
@@ -189,14 +193,20 @@ def _promised_parity(session: Session, task: Task, card: Card, precision: str) -
     return parity(expected, found.astype(np.float64), card.plan, len(session.providers()), precision)
 
 
-def _times(device: Device, artifact: Path, task: Task, rounds: int) -> tuple[Latency, Latency]:
+def _times(
+    device: Device, artifact: Path, task: Task, rounds: int
+) -> tuple[Latency, Latency, str] | tuple[None, None, str]:
+    """The artifact's latency and the original's, or why there are none."""
     sample = validation_samples(task, 1)
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         plain = Path(folder) / "original.onnx"
         plain_onnx(task.model, as_tuple(task.example_inputs), plain)
-        found = measure(device, {"artifact": artifact, "original": plain}, plain, sample, rounds=rounds)
+        try:
+            found = measure(device, {"artifact": artifact, "original": plain}, plain, sample, rounds=rounds)
+        except UntimedError as error:
+            return None, None, str(error)
     reference_s = reference_seconds(found["artifact"])
-    return to_latency(found["artifact"], reference_s), to_latency(found["original"], reference_s)
+    return to_latency(found["artifact"], reference_s), to_latency(found["original"], reference_s), ""
 
 
 def _check_digest(artifact: Path, card: Card) -> Check:

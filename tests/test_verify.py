@@ -1,5 +1,6 @@
 """A verification passes what is sound and refuses what is broken, each mutation by its own check."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from onnx import numpy_helper
 from autocompress.build import build
 from autocompress.card import Card, Parity, card_path, read_card, write_card
 from autocompress.devices import open_device
-from autocompress.errors import RunError, VerificationError
+from autocompress.errors import RunError, UntimedError, VerificationError
 from autocompress.evaluate import top1
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import trace
@@ -86,8 +87,25 @@ def test_a_sound_file_keeps_every_promise(exported: tuple[Task, Path]) -> None:
     assert found.passed, broken(found)
     assert {c.name for c in found.checks} == {"file", "parity", "validation score", "test score", "speed-up", "ran on"}
     assert set(found.providers) == {"CPUExecutionProvider"}
-    assert found.speedup > 0
+    assert found.speedup is not None and found.speedup > 0
     found.require()
+
+
+def test_elsewhere_the_card_promises_no_speed_and_a_device_may_be_one_that_cannot_be_timed(
+    exported: tuple[Task, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untimed(*args: Any, **settings: Any) -> None:
+        raise UntimedError("emulated")
+
+    task, path = exported
+    card = replace(read_card(path), environment={"device": "openvino:cpu"}, providers={"OpenVINO": 9})
+    there = {"file", "parity", "validation score", "test score"}
+    found = verify(path, task, promised=card, rounds=ROUNDS)
+    assert found.passed and {c.name for c in found.checks} == there and found.latency is not None
+    monkeypatch.setattr(sys.modules["autocompress.verify"], "measure", untimed)
+    found = verify(path, task, promised=card, rounds=ROUNDS)
+    assert found.passed and {c.name for c in found.checks} == there
+    assert (found.latency, found.speedup, found.untimed) == (None, None, "emulated")
 
 
 def test_a_card_survives_its_json(exported: tuple[Task, Path]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autocompress.devices import _ort_qnn
 from autocompress.devices.base import DeviceWarning, NodeTime
 from autocompress.errors import DeviceError
 from autocompress.workload import DType
@@ -25,10 +26,11 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """An execution provider; only that of the CPU was ever run here.
+    """An execution provider; only that of the CPU, and QNN's emulated, were ever run here.
 
     `precision` is what it computes float layers in by its own default, "" for float32. `compiles` where it makes one
-    node of many, of which ONNX Runtime can't write the optimised model. `gpu` where it computes on NVIDIA's.
+    node of many, of which ONNX Runtime can't write the optimised model. `gpu` where it computes on NVIDIA's. `plugin`
+    where it comes as a library of its own, see _ort_qnn.py.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Provider:
     precision: str = ""
     compiles: bool = True
     gpu: bool = False
+    plugin: bool = False
 
 
 _IN_PLACE_OF = "in place of onnxruntime"
@@ -56,8 +59,8 @@ PROVIDERS = {
         {DType.FP32: 16, DType.INT8: 16}, precision="bf16",
     ),
     "qnn": Provider(
-        "QNNExecutionProvider", f"a Qualcomm processor; pip install onnxruntime-qnn {_IN_PLACE_OF}",
-        {DType.FP32: 32, DType.INT8: 32}, precision="fp16",
+        _ort_qnn.PROVIDER, 'pip install "autocompress[qnn]"; without a Qualcomm processor it is emulated',
+        {DType.FP32: 32, DType.INT8: 32}, precision="fp16", plugin=True,
     ),
     "coreml": Provider("CoreMLExecutionProvider", "a Mac; pip install onnxruntime there", precision="fp16"),
     "dml": Provider("DmlExecutionProvider", f"Windows; pip install onnxruntime-directml {_IN_PLACE_OF}"),

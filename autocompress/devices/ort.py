@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from autocompress.devices import _ort_qnn
 from autocompress.devices._host import nvidia_gpu, processor
 from autocompress.devices._ort_providers import CPU, NO_HARDWARE, PROVIDERS, Provider, audit, is_weighted, known
 from autocompress.devices._refusals import check_count, first_line, out_of_memory, unknown_variant
 from autocompress.devices._timing import middle_mean, stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime
-from autocompress.errors import DeviceError
+from autocompress.errors import DeviceError, UntimedError
 from autocompress.workload import Capabilities
 
 LAYOUT_OPS = frozenset({"ReorderInput", "ReorderOutput"})
@@ -56,9 +57,12 @@ def _availability(device: "OrtDevice") -> Availability:
     if provider.name not in _found():
         detail = f"{provider.name} is not in this {device.runtime}; never run on hardware"
         return Availability(device.name, False, detail, provider.install)
-    if not _starts(provider.name):
+    if not _starts(device):
         detail = f"{device.runtime} has {provider.name}, which does not start here"
         return Availability(device.name, False, detail, provider.install or "the libraries that the provider loads")
+    if device.emulated:
+        detail = f"{device.runtime}, {provider.name} emulating {_ort_qnn.EMULATED}: compiles and computes, is not timed"
+        return Availability(device.name, True, detail)
     return Availability(device.name, True, f"{device.runtime}, {provider.name}; never run on hardware")
 
 
@@ -85,6 +89,11 @@ class OrtDevice:
     @property
     def runtime(self) -> str:
         return f"onnxruntime {_onnxruntime().__version__}"
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the provider is here, its hardware is not, and the CPU stands in for it."""
+        return self.provider.plugin and _ort_qnn.installed() and _ort_qnn.emulated(_onnxruntime())
 
     def capabilities(self) -> Capabilities:
         """On the CPU, widths step by 16 in fp32 (blocked NCHWc layout) and by 4 in int8 (a dot product of four bytes).
@@ -118,7 +127,7 @@ class OrtDevice:
             if not self.provider.compiles:
                 options.optimized_model_filepath = str(optimised)
             session = OrtSession(path, self._create(path, options), self)
-            session.time(inputs, _PROFILE_WARMUP + runs)
+            session.repeat(inputs, _PROFILE_WARMUP + runs)
             return _node_times(session.end_profiling(), path, optimised)
 
     def _create(self, path: Path, options: Any) -> Any:
@@ -126,7 +135,7 @@ class OrtDevice:
         asked = self.provider.name
         _check_present(self)
         with _refused(f"{self.name} can't load {path}"):
-            session = _onnxruntime().InferenceSession(str(path), options, providers=[asked], enable_fallback=0)
+            session = _session(self.provider, path, options)
         if asked not in session.get_providers():
             raise DeviceError(
                 f"{self.name} was asked for, but ONNX Runtime could not start {asked} and took "
@@ -145,11 +154,20 @@ class OrtSession:
 
     def run(self, *inputs: Array) -> Array:
         feed = self._feed(inputs)
+        feeds = _samples(feed) if self._device.provider.plugin else [feed]
         with _refused(f"{self._device.name} can't run {self._path}"):
-            result: Array = self._session.run(None, feed)[0]
-        return result
+            made: list[Array] = [self._session.run(None, one)[0] for one in feeds]
+        return np.concatenate(made) if len(made) > 1 else made[0]
 
     def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
+        if self._device.emulated:
+            raise UntimedError(
+                f"{self._device.name} is emulated here, which takes as long as it takes: check models on it with "
+                "`autocompress verify`, and time them where the hardware is"
+            )
+        return self.repeat(inputs, runs)
+
+    def repeat(self, inputs: Sequence[Array], runs: int) -> list[float]:
         run = partial(self._session.run, None, self._feed(inputs))
         with _refused(f"{self._device.name} can't run {self._path}"):
             return stopwatch(run, runs)
@@ -191,7 +209,7 @@ def _check_present(device: OrtDevice) -> None:
 
 
 @cache
-def _starts(provider: str) -> bool:
+def _starts(device: OrtDevice) -> bool:
     """Whether a session on the smallest of models really gets the provider: its libraries may be missing."""
     from onnx import TensorProto, helper
 
@@ -199,12 +217,19 @@ def _starts(provider: str) -> bool:
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", value[:1], value[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     try:
-        session = _onnxruntime().InferenceSession(
-            model.SerializeToString(), _options(1), providers=[provider], enable_fallback=0
-        )
+        session = _session(device.provider, model.SerializeToString(), _options(1))
     except Exception:  # whatever it trips over: that is the answer
         return False
-    return provider in session.get_providers()
+    return device.provider.name in session.get_providers()
+
+
+def _session(provider: Provider, model: Path | bytes, options: Any) -> Any:
+    ort, source = _onnxruntime(), model if isinstance(model, bytes) else str(model)
+    if not provider.plugin:
+        return ort.InferenceSession(source, options, providers=[provider.name], enable_fallback=0)
+    with _ort_qnn.silenced():
+        _ort_qnn.attach(ort, options, model if isinstance(model, Path) else None)
+        return ort.InferenceSession(source, options)
 
 
 @contextmanager
@@ -226,8 +251,9 @@ def _onnxruntime() -> Any:
 
 
 def _found() -> list[str]:
-    found: list[str] = _onnxruntime().get_available_providers()
-    return [name for name in found if name not in NO_HARDWARE]
+    plugins = [_ort_qnn.PROVIDER] if _ort_qnn.installed() else []
+    found: list[str] = [*_onnxruntime().get_available_providers(), *plugins]
+    return [name for name in dict.fromkeys(found) if name not in NO_HARDWARE]
 
 
 def _options(threads: int) -> Any:
@@ -239,6 +265,11 @@ def _options(threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _FATAL
     return options
+
+
+def _samples(feed: Mapping[str, Array]) -> list[dict[str, Array]]:
+    count = min(map(len, feed.values()))
+    return [{name: array[i : i + 1] for name, array in feed.items()} for i in range(count)]
 
 
 _NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}

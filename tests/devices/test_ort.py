@@ -11,10 +11,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from autocompress.devices import DeviceWarning, list_devices, open_device
+from autocompress.devices import DeviceWarning, _ort_qnn, list_devices, open_device
 from autocompress.devices import ort as ort_file
 from autocompress.devices._timing import middle_mean
-from autocompress.errors import DeviceError
+from autocompress.errors import DeviceError, UntimedError
 from autocompress.workload import DType
 from tests.onnx_files import write_net
 
@@ -141,11 +141,38 @@ def test_a_provider_that_starts_is_listed_as_untried(cuda: Elsewhere) -> None:
 
 
 def test_a_provider_that_is_not_built_in_says_what_is(tmp_path: Path) -> None:
-    device, path = open_device("ort:qnn"), write_net(tmp_path / "net.onnx")
+    device, path = open_device("ort:dml"), write_net(tmp_path / "net.onnx")
     with pytest.raises(
-        DeviceError, match=r"asks for QNN\w+, this onnxruntime \d.* has CPU.*pip install onnxruntime-qnn"
+        DeviceError, match=r"asks for Dml\w+, this onnxruntime \d.* has .*CPU.*pip install onnxruntime-directml"
     ):
         device.open(path)
+
+
+def test_without_its_package_qualcomms_provider_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_ort_qnn, "find_spec", lambda name: None)
+    row = next(row for row in list_devices() if row.name == "ort:qnn")
+    assert not row.usable and "autocompress[qnn]" in row.install
+    with pytest.raises(DeviceError, match=r"ort:qnn asks for QNN\w+, .*autocompress\[qnn\]"):
+        open_device("ort:qnn").open(write_net(tmp_path / "net.onnx"))
+
+
+@pytest.mark.skipif(not _ort_qnn.installed(), reason="needs onnxruntime-qnn")
+@pytest.mark.filterwarnings("ignore::autocompress.devices.base.DeviceWarning")
+def test_qualcomms_compiler_takes_a_model_whose_emulation_agrees(tmp_path: Path, capfd: Any) -> None:
+    """In fp16, as its environment says; batches are run sample by sample."""
+    device, path = open_device("ort:qnn"), write_net(tmp_path / "net.onnx")
+    session = device.open(path)
+    samples = np.random.default_rng(0).standard_normal((3, *SAMPLE[0].shape[1:])).astype(np.float32)
+    expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": samples})[0]
+    found = session.run(samples)
+    assert found.shape == expected.shape and not np.array_equal(found, expected), "the CPU did it"
+    np.testing.assert_allclose(found, expected, atol=2.0**-8 * np.abs(expected).max())
+    assert "QNNExecutionProvider" in session.providers().values()
+    with pytest.raises(UntimedError, match=r"ort:qnn is emulated here.*autocompress verify"):
+        session.time(SAMPLE, 1)
+    assert capfd.readouterr().out == "", "programs read JSON there"
+    row = next(row for row in list_devices() if row.name == "ort:qnn")
+    assert row.usable and "is not timed" in row.detail
 
 
 def test_a_provider_of_which_nothing_is_known_has_its_own_name(cuda: Elsewhere) -> None:
