@@ -50,7 +50,7 @@ def test_ci_runs_the_two_commands_of_the_readme() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     assert ci.rstrip().endswith(TEST_COMMAND)
     assert '-c constraints.txt -e ".[test,cifar]"' in install
-    assert '-c constraints.txt -e ".[test,cifar,npu,openvino,tvm]"' in ci, "and the runtimes that are tested"
+    assert '-c constraints.txt -e ".[test,cifar,npu,openvino,qnn,tvm]"' in ci, "and the runtimes that are tested"
 
 
 def test_the_command_table_names_every_command_and_no_other() -> None:
