@@ -241,7 +241,8 @@ def verify(
     from autocompress.task_loading import load_task
     from autocompress.verify import verify as run_verify
 
-    found = run_verify(artifact, load_task(task), device)
+    with terminal.counting("batches scored", quiet=as_json) as count:
+        found = run_verify(artifact, load_task(task), device, progress=count)
     if as_json:
         _json({**asdict(found), "passed": found.passed, "speedup": found.speedup})
     else:

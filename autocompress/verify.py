@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -44,6 +44,10 @@ INT8_STEPS = 255
 
 SLOWER = 1.10
 """Measured ratios repeat to about 10 % between machines of one kind; slower than this breaks the promise."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with (batches scored, batches in all), where the splits say how many these are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,12 @@ class Verification:
 
 
 def verify(
-    artifact: Path, task: Task, device: str = "ort:cpu", promised: Card | None = None, rounds: int = 60
+    artifact: Path,
+    task: Task,
+    device: str = "ort:cpu",
+    promised: Card | None = None,
+    rounds: int = 60,
+    progress: Progress | None = None,
 ) -> Verification:
     """Check a file against its card (by default the one beside it) on a device, with the task's data.
 
@@ -103,7 +112,7 @@ def verify(
     opened = open_device(device)
     session = opened.open(artifact)
     parity = _promised_parity(session, task, card, precision_of(opened))
-    predict, score_on = predictor(opened.open(artifact, threads=2)), task.score or top1
+    predict, score_on = _told(predictor(opened.open(artifact, threads=2)), task, progress), task.score or top1
     score = score_on(predict, task.validation)
     test = score_on(predict, task.test) if task.test is not None else None
     latency, baseline, untimed = _times(opened, artifact, task, rounds)
@@ -175,6 +184,23 @@ def validation_samples(task: Task, count: int = SAMPLES) -> tuple[NDArray[np.gen
     """The first samples of the validation split, as the runtime takes them."""
     inputs, _ = first_batch("validation", task.validation)
     return tuple(tensor[:count].numpy() for tensor in inputs)
+
+
+def _told(predict: Predict, task: Task, progress: Progress | None) -> Predict:
+    splits: tuple[object, ...] = (task.validation, task.test)
+    whole = sum(len(split) for split in splits if isinstance(split, Sized))
+    if progress is None or not whole:
+        return predict
+    done = 0
+
+    def told(*inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal done
+        outputs = predict(*inputs)
+        done += 1
+        progress(min(done, whole), whole)
+        return outputs
+
+    return told
 
 
 def _require_same_model(task: Task, card: Card) -> None:

@@ -83,8 +83,10 @@ def broken(found: Verification) -> list[str]:
 
 def test_a_sound_file_keeps_every_promise(exported: tuple[Task, Path]) -> None:
     task, path = exported
-    found = verify(path, task, rounds=ROUNDS)
+    told: list[tuple[int, int]] = []
+    found = verify(path, task, rounds=ROUNDS, progress=lambda done, whole: told.append((done, whole)))
     assert found.passed, broken(found)
+    assert told == [(done, len(told)) for done in range(1, len(told) + 1)] and told
     assert {c.name for c in found.checks} == {"file", "parity", "validation score", "test score", "speed-up", "ran on"}
     assert set(found.providers) == {"CPUExecutionProvider"}
     assert found.speedup is not None and found.speedup > 0
