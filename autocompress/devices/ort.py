@@ -119,6 +119,19 @@ class OrtDevice:
         return session
 
     def profile(self, path: Path, inputs: Sequence[Array], runs: int) -> list[NodeTime]:
+        self.require_clock()
+        return self.executed(path, inputs, runs)
+
+    def require_clock(self) -> None:
+        """Raises UntimedError where the hardware is emulated."""
+        if self.emulated:
+            raise UntimedError(
+                f"{self.name} is emulated here, and how long that takes means nothing: check models on it with "
+                "`autocompress verify`, and time them where the hardware is"
+            )
+
+    def executed(self, path: Path, inputs: Sequence[Array], runs: int) -> list[NodeTime]:
+        """What ran each node, whatever its time means."""
         with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
             optimised = Path(folder) / "optimized.onnx"
             options = _options(1)
@@ -160,11 +173,7 @@ class OrtSession:
         return np.concatenate(made) if len(made) > 1 else made[0]
 
     def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
-        if self._device.emulated:
-            raise UntimedError(
-                f"{self._device.name} is emulated here, which takes as long as it takes: check models on it with "
-                "`autocompress verify`, and time them where the hardware is"
-            )
+        self._device.require_clock()
         return self.repeat(inputs, runs)
 
     def repeat(self, inputs: Sequence[Array], runs: int) -> list[float]:
@@ -173,7 +182,7 @@ class OrtSession:
             return stopwatch(run, runs)
 
     def providers(self) -> dict[str, str]:
-        return {node.name: node.provider for node in self._device.profile(self._path, self.zeros(), runs=1)}
+        return {node.name: node.provider for node in self._device.executed(self._path, self.zeros(), runs=1)}
 
     def zeros(self) -> list[Array]:
         """One sample of the declared shapes and types."""
@@ -196,7 +205,7 @@ def _audit_once(device: OrtDevice, path: Path, modified_ns: int, size_bytes: int
 
     session = OrtSession(path, device._create(path, _options(1)), device)
     nodes = onnx.load(str(path), load_external_data=False).graph.node
-    audit(device.name, path, device.profile(path, session.zeros(), 1), sum(is_weighted(n.op_type) for n in nodes))
+    audit(device.name, path, device.executed(path, session.zeros(), 1), sum(is_weighted(n.op_type) for n in nodes))
 
 
 def _check_present(device: OrtDevice) -> None:
@@ -251,9 +260,10 @@ def _onnxruntime() -> Any:
 
 
 def _found() -> list[str]:
-    plugins = [_ort_qnn.PROVIDER] if _ort_qnn.installed() else []
-    found: list[str] = [*_onnxruntime().get_available_providers(), *plugins]
-    return [name for name in dict.fromkeys(found) if name not in NO_HARDWARE]
+    """A plug-in counts once its package is installed, loaded yet or not."""
+    listed: list[str] = _onnxruntime().get_available_providers()
+    found = [name for name in listed if name not in NO_HARDWARE and name != _ort_qnn.PROVIDER]
+    return [*found, _ort_qnn.PROVIDER] if _ort_qnn.installed() else found
 
 
 def _options(threads: int) -> Any:
