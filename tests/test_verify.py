@@ -1,8 +1,10 @@
 """A verification passes what is sound and refuses what is broken, each mutation by its own check."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from rich.console import Console
 
 from autocompress.build import build
 from autocompress.card import Card, Parity, card_path, read_card, write_card
@@ -22,6 +25,7 @@ from autocompress.graph import trace
 from autocompress.methods.configs import Quantize
 from autocompress.plan import Plan, Step
 from autocompress.task import Score, Task
+from autocompress.terminal import verification_view
 from autocompress.verify import (
     Verification,
     exported_outputs,
@@ -81,6 +85,12 @@ def broken(found: Verification) -> list[str]:
     return [check.name for check in found.checks if not check.passed]
 
 
+def shown(found: Verification) -> str:
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(verification_view(found))
+    return console.export_text()
+
+
 def test_a_sound_file_keeps_every_promise(exported: tuple[Task, Path]) -> None:
     task, path = exported
     told: list[tuple[int, int]] = []
@@ -104,10 +114,12 @@ def test_elsewhere_the_card_promises_no_speed_and_a_device_may_be_one_that_canno
     there = {"file", "parity", "validation score", "test score"}
     found = verify(path, task, promised=card, rounds=ROUNDS)
     assert found.passed and {c.name for c in found.checks} == there and found.latency is not None
+    assert re.search(r"ms, \d+\.\d\dx as fast as the original.*\nran on CPUExecutionProvider \d", shown(found))
     monkeypatch.setattr(sys.modules["autocompress.verify"], "measure", untimed)
     found = verify(path, task, promised=card, rounds=ROUNDS)
     assert found.passed and {c.name for c in found.checks} == there
     assert (found.latency, found.speedup, found.untimed) == (None, None, "emulated")
+    assert "not timed: emulated\nran on CPUExecutionProvider" in shown(found)
 
 
 def test_a_card_survives_its_json(exported: tuple[Task, Path]) -> None:
