@@ -204,7 +204,7 @@ def verification_view(found: "Verification") -> Group:
         head += f"\nnot timed: {found.untimed}"
     elif found.latency and found.speedup:
         head += f"\n{milliseconds(found.latency)} ms, {found.speedup:.2f}x as fast as the original beside it"
-    head += f"\nran on {', '.join(f'{name} {count}' for name, count in found.providers.items())}"
+    head += f"\nran on {found.ran_on}"
     return Group(Text(head), table("promise", "", "promised", "found", rows=rows, left=4))
 
 

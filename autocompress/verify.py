@@ -84,6 +84,10 @@ class Verification:
     def speedup(self) -> float | None:
         return self.baseline.seconds / self.latency.seconds if self.baseline and self.latency else None
 
+    @property
+    def ran_on(self) -> str:
+        return _counted(self.providers.items())
+
     def require(self) -> None:
         """Raises VerificationError naming every broken promise."""
         broken = [f"{c.name} promised {c.promised}, found {c.found}" for c in self.checks if not c.passed]

@@ -3,7 +3,7 @@
     python benchmarks/clock.py
 
 A chain of int8 convolutions is run by itself, then in turn with a float convolution in a session of its own, of various
-shapes; only the chain is timed. Beside it the same for a float chain, and what the float convolution alone takes.
+shapes; only the chain is timed. Beside it the same for a float chain.
 """
 
 import json

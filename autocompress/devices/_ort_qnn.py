@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 PACKAGE = "onnxruntime_qnn"
@@ -25,20 +24,20 @@ def installed() -> bool:
 
 def emulated(ort: Any) -> bool:
     """Whether QNN finds nothing here but the CPU to stand in for its hardware."""
-    kinds = ort.OrtHardwareDeviceType
-    return all(found.device.type == kinds.CPU for found in _devices(ort))
+    return _only_cpu(ort, _devices(ort))
 
 
-def attach(ort: Any, options: Any, model: Path | None) -> None:
+def attach(ort: Any, options: Any, model: str | bytes) -> None:
     """Makes a session with these options compile the model for QNN, which knows fixed shapes only: one sample.
 
     What QNN does not take runs on the CPU, as with any provider.
     """
     import onnxruntime_qnn
 
-    chosen = {"backend_path": onnxruntime_qnn.get_qnn_htp_path()} | (_EMULATED if emulated(ort) else {})
-    options.add_provider_for_devices(_devices(ort), chosen)
-    for axis in _free_axes(model) if model else ():
+    devices = _devices(ort)
+    chosen = {"backend_path": onnxruntime_qnn.get_qnn_htp_path()} | (_EMULATED if _only_cpu(ort, devices) else {})
+    options.add_provider_for_devices(devices, chosen)
+    for axis in _free_axes(model):
         options.add_free_dimension_override_by_name(axis, 1)
 
 
@@ -64,8 +63,13 @@ def _devices(ort: Any) -> Sequence[Any]:
     return [found for found in ort.get_ep_devices() if found.ep_name == PROVIDER]
 
 
-def _free_axes(model: Path) -> set[str]:
+def _only_cpu(ort: Any, devices: Sequence[Any]) -> bool:
+    return all(found.device.type == ort.OrtHardwareDeviceType.CPU for found in devices)
+
+
+def _free_axes(model: str | bytes) -> set[str]:
+    """Of a file or of its content."""
     import onnx
 
-    inputs = onnx.load(str(model), load_external_data=False).graph.input
-    return {axis.dim_param for value in inputs for axis in value.type.tensor_type.shape.dim if axis.dim_param}
+    read = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+    return {axis.dim_param for value in read.graph.input for axis in value.type.tensor_type.shape.dim if axis.dim_param}

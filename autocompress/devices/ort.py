@@ -148,7 +148,7 @@ class OrtDevice:
         asked = self.provider.name
         _check_present(self)
         with _refused(f"{self.name} can't load {path}"):
-            session = _session(self.provider, path, options)
+            session = _session(self.provider, str(path), options)
         if asked not in session.get_providers():
             raise DeviceError(
                 f"{self.name} was asked for, but ONNX Runtime could not start {asked} and took "
@@ -232,13 +232,14 @@ def _starts(device: OrtDevice) -> bool:
     return device.provider.name in session.get_providers()
 
 
-def _session(provider: Provider, model: Path | bytes, options: Any) -> Any:
-    ort, source = _onnxruntime(), model if isinstance(model, bytes) else str(model)
+def _session(provider: Provider, model: str | bytes, options: Any) -> Any:
+    """Of a file or of its content."""
+    ort = _onnxruntime()
     if not provider.plugin:
-        return ort.InferenceSession(source, options, providers=[provider.name], enable_fallback=0)
+        return ort.InferenceSession(model, options, providers=[provider.name], enable_fallback=0)
     with _ort_qnn.silenced():
-        _ort_qnn.attach(ort, options, model if isinstance(model, Path) else None)
-        return ort.InferenceSession(source, options)
+        _ort_qnn.attach(ort, options, model)
+        return ort.InferenceSession(model, options)
 
 
 @contextmanager

@@ -119,9 +119,10 @@ class ClassCorrection:
         which = [self._index[kernel_class(site)] for site in model.sites]
         count = len(self._index)
         seconds = kernel_times.times(model.sites)
-        slowed = time_lowered(sum(map(lowers_clock, model.sites))) * seconds[list(map(suffers, model.sites))].sum()
+        lowering, suffering = _interplay(model.sites, seconds)
         return np.concatenate([
-            np.bincount(which, seconds, count), np.bincount(which, minlength=count) * self._unit, [self._unit, slowed],
+            np.bincount(which, seconds, count), np.bincount(which, minlength=count) * self._unit,
+            [self._unit, time_lowered(lowering.sum()) * suffering.sum()],
         ])  # fmt: skip
 
 
@@ -172,8 +173,8 @@ class _Prices:
         return prices
 
     def total(self, whole: Sequence[Site]) -> float:
-        suffering = self._times.times([site for site in whole if suffers(site)]).sum()
-        slowed = self._classes.slowdown(sum(map(lowers_clock, whole))) * suffering
+        lowering, suffering = _interplay(whole, self._times.times(whole))
+        slowed = self._classes.slowdown(lowering.sum()) * suffering.sum()
         alone = self.of(whole).sum() + self._classes.intercept
         return float(alone + slowed) * self._classes.crowding(len(whole))
 
@@ -229,8 +230,8 @@ class Predictor:
         features = self._smooth.features(new)
         prices = np.maximum(base * (1 + features @ self._smooth.weights), 0.0)
         known = np.array([site in self.times.measured for site in new])
-        lowering, suffering = [lowers_clock(site) for site in new], times * [suffers(site) for site in new]
-        self._append(new, np.column_stack([prices, prices * known, lowering, suffering, features * base[:, None]]))
+        facts = [prices, prices * known, *_interplay(new, times)]
+        self._append(new, np.column_stack([*facts, features * base[:, None]]))
 
     def _append(self, new: Sequence[Site], rows: Floats) -> None:
         """Room for rows doubles when it runs out."""
@@ -247,6 +248,11 @@ class Predictor:
         except KeyError:
             self.warm(wanted)
             return [row[site] for site in wanted]
+
+
+def _interplay(wanted: Sequence[Site], times: Floats) -> tuple[Floats, Floats]:
+    """Of each site whether it lowers the clock, and its time if it suffers from that."""
+    return np.array([lowers_clock(site) for site in wanted], float), times * [suffers(site) for site in wanted]
 
 
 def _conformal_factor(scores: Sequence[float]) -> float:
