@@ -6,34 +6,34 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.build import build as build
-    from autocompress.errors import AutocompressError as AutocompressError
+    from autocompress.compression.build import build as build
+    from autocompress.compression.plan import Plan as Plan
+    from autocompress.compression.plan import Step as Step
+    from autocompress.evidence.verify import verify as verify
     from autocompress.graph import trace as trace
-    from autocompress.plan import Plan as Plan
-    from autocompress.plan import Step as Step
     from autocompress.search import Study as Study
     from autocompress.search import load as load
     from autocompress.search import search as search
     from autocompress.search.profiling import profile_task
-    from autocompress.task import Score as Score
-    from autocompress.task import Task as Task
-    from autocompress.verify import verify as verify
+    from autocompress.task.task import Score as Score
+    from autocompress.task.task import Task as Task
+    from autocompress.vocabulary.errors import AutocompressError as AutocompressError
 
     profile = profile_task
 
 _HOMES = {
-    "AutocompressError": ("errors", "AutocompressError"),
-    "Plan": ("plan", "Plan"),
-    "Score": ("task", "Score"),
-    "Step": ("plan", "Step"),
+    "AutocompressError": ("vocabulary.errors", "AutocompressError"),
+    "Plan": ("compression.plan", "Plan"),
+    "Score": ("task.task", "Score"),
+    "Step": ("compression.plan", "Step"),
     "Study": ("search", "Study"),
-    "Task": ("task", "Task"),
-    "build": ("build", "build"),
+    "Task": ("task.task", "Task"),
+    "build": ("compression.build", "build"),
     "load": ("search", "load"),
     "profile": ("search.profiling", "profile_task"),
     "search": ("search", "search"),
     "trace": ("graph", "trace"),
-    "verify": ("verify", "verify"),
+    "verify": ("evidence.verify", "verify"),
 }
 __all__ = sorted(_HOMES)
 

@@ -29,10 +29,10 @@ from torch import Tensor
 
 import autocompress as ac
 from autocompress.devices import Device, open_device
-from autocompress.measure import measure, to_ratio
+from autocompress.devices.measure import measure, to_ratio
 from autocompress.search import Study
 from autocompress.search.candidate import Candidate
-from autocompress.task import Predict, Score
+from autocompress.task.task import Predict, Score
 
 SAMPLES, BATCH = 192, 16
 OVER = 0.03

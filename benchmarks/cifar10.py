@@ -21,24 +21,24 @@ from rich.console import Console
 from rich.table import Table
 
 import autocompress as ac
-from autocompress.batches import as_tuple
-from autocompress.build import finalize, restructure
-from autocompress.config import load_settings, override
+from autocompress.compression.build import finalize, restructure
+from autocompress.compression.methods.configs import Prune, Quantize
+from autocompress.compression.plan import Plan, Step
+from autocompress.compression.repair.distill import Budget, Teacher, fine_tune
+from autocompress.compression.repair.statistics import Statistics, collect
 from autocompress.devices import open_device
-from autocompress.evaluate.scores import top1
+from autocompress.devices.measure import Ratio, measure, to_ratio
+from autocompress.evidence.scores import top1
+from autocompress.evidence.verify import predictor
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph import trace
 from autocompress.graph.types import Graph
-from autocompress.measure import Ratio, measure, to_ratio
-from autocompress.methods.configs import Prune, Quantize
-from autocompress.plan import Plan, Step
-from autocompress.repair.distill import Budget, Teacher, fine_tune
-from autocompress.repair.statistics import Statistics, collect
 from autocompress.search import Study
+from autocompress.search.config import load_settings, override
 from autocompress.search.profiling import one_sample
-from autocompress.task import Loader, Score, Task
-from autocompress.verify import predictor
-from autocompress.workload import DType
+from autocompress.task.batches import as_tuple
+from autocompress.task.task import Loader, Score, Task
+from autocompress.vocabulary.workload import DType
 
 DROPS = (0.005, 0.01, 0.02)
 UNIFORM_WIDTHS = (0.75, 0.5)

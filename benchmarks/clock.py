@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from autocompress.build import build
+from autocompress.compression.build import build
+from autocompress.compression.methods import methods
+from autocompress.compression.methods.configs import Quantize
 from autocompress.devices import open_device
 from autocompress.devices.base import Session
+from autocompress.devices.measure import undisturbed
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph import trace
-from autocompress.measure import undisturbed
-from autocompress.methods import methods
-from autocompress.methods.configs import Quantize
 from autocompress.search.space import find_space
 
 SHAPES = ((3, 16, 32), (4, 4, 32), (4, 16, 32), (8, 8, 32), (12, 12, 32), (16, 16, 32), (20, 20, 16), (64, 64, 8))

@@ -20,18 +20,18 @@ from rich.console import Console
 from rich.table import Table
 
 import autocompress as ac
-from autocompress.build import plan_kernels
-from autocompress.config import load_settings
-from autocompress.demo import digits_task
+from autocompress.cli.demo import digits_task
+from autocompress.compression.build import plan_kernels
+from autocompress.compression.methods import methods
 from autocompress.graph import trace
-from autocompress.methods import methods
 from autocompress.profiles import Profile, load
+from autocompress.search.config import load_settings
 from autocompress.search.engine import Evaluator, Setup
 from autocompress.search.evaluator import open_evaluator
 from autocompress.search.loop import run
 from autocompress.search.profiling import profile_task, sample_plans
 from autocompress.search.space import find_space
-from autocompress.task import Task
+from autocompress.task.task import Task
 
 
 def pricing(task: Task, profile: Profile, plans: int, seed: int) -> dict[str, Any]:

@@ -29,23 +29,23 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
 
-from autocompress.accuracy import Accuracy, accuracy
-from autocompress.build import build, plan_kernels
+from autocompress.compression.build import build, plan_kernels
+from autocompress.compression.methods import methods
+from autocompress.compression.plan import Plan
 from autocompress.devices import Device, open_device
 from autocompress.devices.base import Array
+from autocompress.devices.measure import measure, to_ratio
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph import trace
 from autocompress.graph.types import Graph
-from autocompress.measure import measure, to_ratio
-from autocompress.methods import methods
-from autocompress.plan import Plan
 from autocompress.profiles import Planned, Profile, calibrate, measured_before
+from autocompress.profiles.accuracy import Accuracy, accuracy
 from autocompress.profiles.files import Role
 from autocompress.profiles.kernel_times import kernel_class
 from autocompress.profiles.sites import Site, sites
 from autocompress.search.profiling import sample_plans
 from autocompress.search.space import find_space
-from autocompress.workload import DType, Latency
+from autocompress.vocabulary.workload import DType, Latency
 
 HELD_OUT = 40
 console = Console()

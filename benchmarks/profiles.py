@@ -15,12 +15,12 @@ from environment import environment
 from nets import NETS
 from rich.console import Console
 
-from autocompress import terminal
-from autocompress.accuracy import Accuracy, accuracy_of
+from autocompress.cli import terminal
 from autocompress.devices import open_device
 from autocompress.export.onnx import plain_onnx
 from autocompress.graph import trace
 from autocompress.profiles import Profile
+from autocompress.profiles.accuracy import Accuracy, accuracy_of
 from autocompress.profiles.merge import merge
 from autocompress.search.profiling import Bench, profile_bench
 

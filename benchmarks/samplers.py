@@ -15,11 +15,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from autocompress.config import load_settings
-from autocompress.pareto import hypervolume
+from autocompress.search.config import load_settings
 from autocompress.search.loop import run
 from autocompress.search.rungs import pareto_front
 from autocompress.search.study import Study
+from autocompress.vocabulary.pareto import hypervolume
 from tests.search.fake import ORIGINAL_SCORE, FakeEvaluator
 
 SAMPLERS = ("tpe", "nsga2", "random")

@@ -10,11 +10,12 @@ import pytest
 import torch
 import typer
 
-from autocompress import cli, devices
+from autocompress import devices
+from autocompress.cli import app as cli
+from autocompress.compression.importance import IMPORTANCES, score_channels
+from autocompress.compression.repair.statistics import collect
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import trace
-from autocompress.importance import IMPORTANCES, score_channels
-from autocompress.repair.statistics import collect
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,7 +72,7 @@ def test_the_readme_s_task_can_be_inspected(tmp_path: Path) -> None:
 
 
 def test_the_method_shown_is_the_method_there_is() -> None:
-    name = "autocompress/methods/student.py"
+    name = "autocompress/compression/methods/student.py"
     shown = files_of(EXTENDING)[name].split("\n", 1)[1].strip()
     assert shown in (ROOT / name).read_text(encoding="utf-8")
 

@@ -10,7 +10,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 
 from autocompress.devices.base import Availability, Device, DeviceWarning, NodeTime, Session
-from autocompress.errors import DeviceError, nearest
+from autocompress.vocabulary.errors import DeviceError, nearest
 
 __all__ = [
     "DEFAULT_DEVICE",
@@ -24,12 +24,13 @@ __all__ = [
 ]
 
 DEFAULT_DEVICE = "ort:cpu"
+_SHARED = frozenset({"base", "measure", "roofline"})
 
 
 def families() -> list[str]:
     """Names of the runtimes, one per file or package; what begins with an underscore is shared by several."""
     found = (module.name for module in iter_modules(__path__))
-    return sorted(name for name in found if name != "base" and not name.startswith("_"))
+    return sorted(name for name in found if name not in _SHARED and not name.startswith("_"))
 
 
 def list_devices() -> list[Availability]:

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from autocompress.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError
 
 LIMIT_S = 300.0
 """A compilation that takes longer than this is taken for hung."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from autocompress.devices import _ort_qnn
 from autocompress.devices.base import DeviceWarning, NodeTime
-from autocompress.errors import DeviceError
-from autocompress.workload import DType
+from autocompress.vocabulary.errors import DeviceError
+from autocompress.vocabulary.workload import DType
 
 CPU = "CPUExecutionProvider"
 """What takes every node that the asked provider does not take, and all of them if that one can't be loaded."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from autocompress.devices.base import Array
-from autocompress.errors import DeviceError, nearest
+from autocompress.vocabulary.errors import DeviceError, nearest
 
 
 def check_count(path: Path, names: Sequence[str], inputs: Sequence[Array]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from autocompress.devices._refusals import first_line
 from autocompress.devices._torch_operators import MOVES, OPERATORS, Call, Operand, Unsupported, cast
-from autocompress.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError
 
 OLDEST_OPSET = 13
 """Softmax and the quantised operators meant something else before."""

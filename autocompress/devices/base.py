@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.workload import Capabilities
+from autocompress.vocabulary.workload import Capabilities
 
 Array = NDArray[np.generic]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from autocompress.devices.base import Array, Availability, Device, NodeTime, Session
 from autocompress.devices.ort import OrtDevice
-from autocompress.errors import DeviceError, ProfileError
-from autocompress.roofline import Rates, read_rates, roofline
-from autocompress.workload import Capabilities, DType, Workload
+from autocompress.devices.roofline import Rates, read_rates, roofline
+from autocompress.vocabulary.errors import DeviceError, ProfileError
+from autocompress.vocabulary.workload import Capabilities, DType, Workload
 
 _WEIGHTED = {"Conv": "conv", "ConvTranspose": "conv_transpose", "Gemm": "linear", "MatMul": "linear"}
 _CONVERSIONS = {"QuantizeLinear": "quantize", "DequantizeLinear": "dequantize"}

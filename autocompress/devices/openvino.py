@@ -16,8 +16,8 @@ from autocompress.devices._openvino_probe import require_survival
 from autocompress.devices._refusals import check_count, last_line, unknown_variant
 from autocompress.devices._timing import stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime
-from autocompress.errors import DeviceError
-from autocompress.workload import Capabilities, DType
+from autocompress.vocabulary.errors import DeviceError
+from autocompress.vocabulary.workload import Capabilities, DType
 
 INSTALL = 'pip install "autocompress[openvino]"'
 

@@ -19,8 +19,8 @@ from autocompress.devices._ort_providers import CPU, NO_HARDWARE, PROVIDERS, Pro
 from autocompress.devices._refusals import check_count, first_line, out_of_memory, unknown_variant
 from autocompress.devices._timing import middle_mean, stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime
-from autocompress.errors import DeviceError, UntimedError
-from autocompress.workload import Capabilities
+from autocompress.vocabulary.errors import DeviceError, UntimedError
+from autocompress.vocabulary.workload import Capabilities
 
 LAYOUT_OPS = frozenset({"ReorderInput", "ReorderOutput"})
 """Operators by which the runtime moves tensors into and out of its blocked NCHWc layout."""

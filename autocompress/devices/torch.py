@@ -23,8 +23,8 @@ from autocompress.devices._host import nvidia_gpu, processor
 from autocompress.devices._refusals import check_count, first_line, out_of_memory, unknown_variant
 from autocompress.devices._timing import middle_mean, stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime
-from autocompress.errors import DeviceError
-from autocompress.workload import Capabilities, DType
+from autocompress.vocabulary.errors import DeviceError
+from autocompress.vocabulary.workload import Capabilities, DType
 
 if TYPE_CHECKING:
     import torch

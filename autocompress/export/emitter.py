@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from autocompress.errors import ExportError
+from autocompress.vocabulary.errors import ExportError
 
 OPSET = 17
 """The newest that every ONNX Runtime fusion wanted here recognises (GELU, layer norm and QDQ patterns)."""

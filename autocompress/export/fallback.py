@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from autocompress.errors import ExportError
 from autocompress.export.emitter import OPSET, Emitter, TensorType
 from autocompress.export.torch_exporter import export_by_tracing
+from autocompress.vocabulary.errors import ExportError
 
 
 class _OneOperator(nn.Module):

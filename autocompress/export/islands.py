@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from autocompress.fake_quant import FakeQuantize, QuantizedLayer
+from autocompress.compression.fake_quant import FakeQuantize, QuantizedLayer
 from autocompress.graph.calls import calls
 
 aten = torch.ops.aten

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from autocompress.compression.fake_quant import FakeQuantize, QuantizedLayer
 from autocompress.export.emitter import Emit, Emitter
 from autocompress.export.layout import channels_last, enters_channels_last
-from autocompress.fake_quant import FakeQuantize, QuantizedLayer
 
 
 def _weight_and_bias(e: Emitter, node: Node, layer: Any) -> list[str]:

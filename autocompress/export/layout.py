@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from autocompress.compression.fake_quant import FakeQuantize, QuantizedLayer
 from autocompress.export.emitter import Emitter
-from autocompress.fake_quant import FakeQuantize, QuantizedLayer
 from autocompress.graph.calls import calls
 
 aten = torch.ops.aten

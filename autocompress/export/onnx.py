@@ -15,7 +15,6 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from autocompress.errors import ExportError, StorageError
 from autocompress.export.emitter import BATCH, ELEMENT_TYPES, IR_VERSION, OPSET, OUTPUT, Emitter, TensorType
 from autocompress.export.fallback import emit_with_torch, first_line
 from autocompress.export.functions import FUNCTIONS
@@ -24,7 +23,8 @@ from autocompress.export.layers import emit_layer
 from autocompress.export.torch_exporter import export_by_capture, export_by_tracing
 from autocompress.graph.kernels import fuse
 from autocompress.graph.trace import output_node
-from autocompress.workload import Artifact
+from autocompress.vocabulary.errors import ExportError, StorageError
+from autocompress.vocabulary.workload import Artifact
 
 VERSION = version("autocompress")
 ORIGINAL = "original"

@@ -10,7 +10,6 @@ from itertools import chain
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from autocompress.errors import TraceError
 from autocompress.graph.branches import find_branches, with_branches
 from autocompress.graph.check import check_group
 from autocompress.graph.groups import axis_classes, find_groups
@@ -19,7 +18,8 @@ from autocompress.graph.labels import CONVOLUTIONS, TRANSPOSED, label
 from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.trace import capture, fingerprint
 from autocompress.graph.types import Branch, Graph, Group, Layer, Member, Share
-from autocompress.workload import Workload
+from autocompress.vocabulary.errors import TraceError
+from autocompress.vocabulary.workload import Workload
 
 __all__ = ["Branch", "Graph", "Group", "Layer", "Member", "Share", "trace"]
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from autocompress.errors import AutocompressError
 from autocompress.graph.cut import cut, silence
 from autocompress.graph.types import Graph, Group
+from autocompress.vocabulary.errors import AutocompressError
 
 TOLERANCE = 1e-6
 """Of the largest output, in float64. Only the order of summation differs (about 1e-13 of it for a thousand terms, grown

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from autocompress.errors import BuildError
 from autocompress.graph.labels import CONVOLUTIONS
 from autocompress.graph.operators import TABLE
 from autocompress.graph.types import Branch, Graph, Group, Member
+from autocompress.vocabulary.errors import BuildError
 
 aten = torch.ops.aten
 Keep = Mapping[str, Sequence[int]]

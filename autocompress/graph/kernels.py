@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from autocompress.graph.labels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from autocompress.graph.operators import TABLE, Passage
 from autocompress.graph.trace import is_call
-from autocompress.workload import Kernel, Workload
+from autocompress.vocabulary.workload import Kernel, Workload
 
 _FUSES_ACTIVATION = ("conv", "conv_transpose", "linear", "add")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from autocompress.graph.calls import arguments, calls
-from autocompress.precision import FIXED_SUFFIX
+from autocompress.vocabulary.precision import FIXED_SUFFIX
 
 aten = torch.ops.aten
 

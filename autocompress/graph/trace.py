@@ -22,7 +22,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 
-from autocompress.errors import TraceError
+from autocompress.vocabulary.errors import TraceError
 
 aten = torch.ops.aten
 

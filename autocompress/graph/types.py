@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import GraphModule
 
-from autocompress.workload import Kernel
+from autocompress.vocabulary.workload import Kernel
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from autocompress.devices.base import Array, Device, NodeTime
-from autocompress.errors import ProfileError
-from autocompress.measure import (
+from autocompress.devices.measure import (
     RUNS_PER_ROUND,
     WARMUP_RUNS,
     Ratio,
@@ -25,7 +24,8 @@ from autocompress.measure import (
 from autocompress.profiles.files import Description, KernelRow, ModelRow, Role
 from autocompress.profiles.profile import Profile
 from autocompress.profiles.sites import Site, sites
-from autocompress.workload import Kernel, Kernels, Measurement
+from autocompress.vocabulary.errors import ProfileError
+from autocompress.vocabulary.workload import Kernel, Kernels, Measurement
 
 TURNS = 3
 """Every model is measured this often, minutes apart and in other company: what a host's other tenants are up to moves

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.devices.roofline import ceil_to
 from autocompress.profiles.sites import BLOCK, BLOCKED, DOT_PRODUCT, LAST, PLANAR, Site
-from autocompress.roofline import ceil_to
 
 Floats = NDArray[np.float64]
 

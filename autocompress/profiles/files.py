@@ -26,10 +26,10 @@ from pydantic import (
     ValidationError,
 )
 
-from autocompress.errors import ProfileError, StorageError, nearest
+from autocompress.devices.roofline import Rates
 from autocompress.profiles.sites import BLOCKED, ISOLATED, LAST, PLANAR, SHARED, Site
-from autocompress.roofline import Rates
-from autocompress.workload import Capabilities, DType, Workload
+from autocompress.vocabulary.errors import ProfileError, StorageError, nearest
+from autocompress.vocabulary.workload import Capabilities, DType, Workload
 
 SCHEMA = 1
 """Version of the folder's layout; a file of a newer one is refused."""

@@ -13,7 +13,7 @@ and int8 ones whose outputs come in sixteens, for which ONNX Runtime has another
 import math
 
 from autocompress.profiles.sites import BLOCK, DOT_PRODUCT, Site
-from autocompress.workload import WEIGHTED_OPS, DType
+from autocompress.vocabulary.workload import WEIGHTED_OPS, DType
 
 DENSE_POSITIONS = 256
 """With fewer output positions, a float convolution is over before the clock falls."""

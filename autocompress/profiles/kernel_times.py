@@ -5,9 +5,9 @@ from typing import Protocol
 
 import numpy as np
 
+from autocompress.devices.roofline import Rates, roofline
 from autocompress.profiles.features import Coordinates, Floats, squared_distances, terms
 from autocompress.profiles.sites import Site
-from autocompress.roofline import Rates, roofline
 
 LENGTH_SCALE = 10.0
 AMPLITUDE = 0.5

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autocompress.errors import ProfileError
 from autocompress.profiles.files import KernelRow, ModelRow
 from autocompress.profiles.profile import Profile
 from autocompress.profiles.sites import Site
+from autocompress.vocabulary.errors import ProfileError
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from statistics import NormalDist
 
 import numpy as np
 
-from autocompress.errors import ProfileError
 from autocompress.profiles.features import Floats, terms
 from autocompress.profiles.files import Description, KernelRow, ModelRow, Role
 from autocompress.profiles.kernel_times import kernel_class
@@ -18,7 +17,8 @@ from autocompress.profiles.predictor import NOMINAL_COVERAGE
 from autocompress.profiles.profile import Profile
 from autocompress.profiles.sites import Site, sites
 from autocompress.profiles.transfer import Transfer
-from autocompress.workload import Kernel, Kernels
+from autocompress.vocabulary.errors import ProfileError
+from autocompress.vocabulary.workload import Kernel, Kernels
 
 MIN_MODELS = 3
 """Measured models: one is left out in turn, and a transfer takes two."""

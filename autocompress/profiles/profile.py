@@ -10,13 +10,13 @@ from statistics import median
 
 from autocompress.devices import Device, open_device
 from autocompress.devices.fake import FakeDevice
-from autocompress.errors import DeviceError, ProfileError, nearest
 from autocompress.profiles import files
 from autocompress.profiles.files import Description, KernelRow, ModelRow, Role, Tables
 from autocompress.profiles.kernel_times import KernelTimes, RooflineTimes, SiteTimes
 from autocompress.profiles.predictor import Observation, Prediction, Predictor
 from autocompress.profiles.sites import Site, sites
-from autocompress.workload import Capabilities, DType, Kernel, Kernels, Latency
+from autocompress.vocabulary.errors import DeviceError, ProfileError, nearest
+from autocompress.vocabulary.workload import Capabilities, DType, Kernel, Kernels, Latency
 
 UNCALIBRATED = 3.0
 """A roofline bounds a kernel's time from below; that real ones take at most this many times as long is an assumption,

@@ -10,8 +10,8 @@ its optimised graphs (correlation 0.99). For other runtimes the same facts are m
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from autocompress.precision import lower
-from autocompress.workload import WEIGHTED_OPS, DType, Kernel, Kernels, Workload
+from autocompress.vocabulary.precision import lower
+from autocompress.vocabulary.workload import WEIGHTED_OPS, DType, Kernel, Kernels, Workload
 
 PLANAR, BLOCKED, LAST = 1, 2, 4
 """Layouts of a tensor, as bits."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.errors import ProfileError
 from autocompress.profiles.features import Floats, squared_distances
+from autocompress.vocabulary.errors import ProfileError
 
 Rows = NDArray[np.intp]
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autocompress.errors import ProfileError
 from autocompress.profiles.features import Floats
 from autocompress.profiles.hypotheses import Hypotheses, Novelty, Points, Posterior
 from autocompress.profiles.surfaces import Rows, Similarity, Surfaces, smooth
+from autocompress.vocabulary.errors import ProfileError
 
 COVERAGE = 0.9
 MIN_MEASUREMENTS = 2

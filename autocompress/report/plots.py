@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from autocompress.compare import Comparison
-from autocompress.methods.configs import Config, LowRank, Prune, Quantize, Student
-from autocompress.plan import Plan
+from autocompress.compression.methods.configs import Config, LowRank, Prune, Quantize, Student
+from autocompress.compression.plan import Plan
+from autocompress.report.compare import Comparison
 from autocompress.report.records import Records
 from autocompress.search.engine import Baseline
-from autocompress.workload import DType
+from autocompress.vocabulary.workload import DType
 
 MEASURED, PREDICTED, OTHERS, ORIGINAL = "#0b6e4f", "#c8553d", "#b8bec6", "#1d3557"
 KINDS = ("as it was", "8 bit", "narrowed", "narrowed, 8 bit", "low rank", "low rank, 8 bit", "dropped")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.card import Card, card_path
-from autocompress.compare import Comparison, read_comparison
-from autocompress.plan import Plan
+from autocompress.compression.plan import Plan
+from autocompress.evidence.card import Card, card_path
+from autocompress.report.compare import Comparison, read_comparison
 from autocompress.search.candidate import Candidate
 from autocompress.search.engine import Baseline, Lesson
 from autocompress.search.records import RunFolder

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from autocompress.errors import ConfigError, RunError
-from autocompress.plan import Plan
-from autocompress.task import Score
-from autocompress.workload import Latency
+from autocompress.compression.plan import Plan
+from autocompress.task.task import Score
+from autocompress.vocabulary.errors import ConfigError, RunError
+from autocompress.vocabulary.workload import Latency
 
 
 class Rung(StrEnum):

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from autocompress.plan import Plan
+from autocompress.compression.plan import Plan
 from autocompress.search.candidate import Candidate, decode_latencies, decode_latency, decode_score
-from autocompress.task import Score
-from autocompress.workload import Artifact, Kernels, Latency
+from autocompress.task.task import Score
+from autocompress.vocabulary.workload import Artifact, Kernels, Latency
 
 if TYPE_CHECKING:
     from autocompress.search.space import Space
@@ -111,7 +111,7 @@ class Setup:
 
 
 class Evaluator(Protocol):
-    """Everything that costs more than arithmetic. Expected failures are raised as autocompress.errors.Failure.
+    """Everything that costs more than arithmetic. Expected failures are raised as errors.Failure.
 
     `trainable` is False where the task has no training data. `environment` holds versions and hardware.
     """

@@ -14,35 +14,42 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.fx import GraphModule
 
-from autocompress.batches import as_tuple, subset
-from autocompress.build import finalize, plan_kernels, restructure, standing
-from autocompress.card import Card, write_card
-from autocompress.config import Settings
+from autocompress.compression.build import finalize, plan_kernels, restructure, standing
+from autocompress.compression.importance import IMPORTANCES
+from autocompress.compression.methods import Method, methods
+from autocompress.compression.methods.prune import PruneMethod
+from autocompress.compression.plan import Plan
+from autocompress.compression.repair.distill import Budget, Recipe, Teacher, fine_tune
+from autocompress.compression.repair.matching import divergence, outputs_of
+from autocompress.compression.repair.statistics import collect
+from autocompress.compression.tracing import trace_task
 from autocompress.devices import Device, open_device
-from autocompress.errors import ConfigError, ExportError, TaskError, VerificationError, nearest
-from autocompress.evaluate.scores import top1
+from autocompress.evidence.card import Card, write_card
+from autocompress.evidence.scores import top1
+from autocompress.evidence.verify import (
+    exported_outputs,
+    parity,
+    precision_of,
+    predictor,
+    provider_counts,
+    validation_samples,
+)
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph.types import Graph
-from autocompress.importance import IMPORTANCES
-from autocompress.methods import Method, methods
-from autocompress.methods.prune import PruneMethod
-from autocompress.plan import Plan
 from autocompress.profiles import Profile
 from autocompress.profiles import load as load_profile
-from autocompress.repair.distill import Budget, Recipe, Teacher, fine_tune
-from autocompress.repair.matching import divergence, outputs_of
-from autocompress.repair.statistics import collect
 from autocompress.search.candidate import Candidate
+from autocompress.search.config import Settings
 from autocompress.search.engine import Baseline, Lesson, Price, Setup, Start, Timings, Trained
 from autocompress.search.paying import paying_space
 from autocompress.search.profiling import Bench, one_sample, profile_bench
 from autocompress.search.space import Space, find_space, single_plans
 from autocompress.search.targets import Target, Targets
-from autocompress.task import Loader, Score, Task
-from autocompress.task_checks import check_task
-from autocompress.tracing import trace_task
-from autocompress.verify import exported_outputs, parity, precision_of, predictor, provider_counts, validation_samples
-from autocompress.workload import WEIGHTED_OPS, Artifact, DType, Kernel, Kernels, Latency, total_macs
+from autocompress.task.batches import as_tuple, subset
+from autocompress.task.checks import check_task
+from autocompress.task.task import Loader, Score, Task
+from autocompress.vocabulary.errors import ConfigError, ExportError, TaskError, VerificationError, nearest
+from autocompress.vocabulary.workload import WEIGHTED_OPS, Artifact, DType, Kernel, Kernels, Latency, total_macs
 
 ORIGINAL = "original.onnx"
 

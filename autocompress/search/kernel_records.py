@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autocompress.errors import RunError
-from autocompress.workload import DType, Kernel, Kernels, Workload
+from autocompress.vocabulary.errors import RunError
+from autocompress.vocabulary.workload import DType, Kernel, Kernels, Workload
 
 FILE = "kernels.json"
 

@@ -10,12 +10,11 @@ from typing import Any
 
 from optuna.samplers import BaseSampler
 
-from autocompress.config import Settings, override, to_document
-from autocompress.errors import BudgetError, ConfigError, RunError
-from autocompress.plan import Plan
+from autocompress.compression.plan import Plan
 from autocompress.search import kernel_records
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.clock import Clock
+from autocompress.search.config import Settings, override, to_document
 from autocompress.search.engine import Baseline, Evaluator, Setup
 from autocompress.search.ledger import Ledger, best_front
 from autocompress.search.progress import Progress, Snapshot, silent
@@ -29,7 +28,8 @@ from autocompress.search.study import Study, load
 from autocompress.search.trials import Trials, open_study
 from autocompress.search.warmstart import WarmStart, fastest_choice
 from autocompress.search.workers import crew
-from autocompress.task import Task
+from autocompress.task.task import Task
+from autocompress.vocabulary.errors import BudgetError, ConfigError, RunError
 
 TABLES_EVERY_S = 5.0
 """The tables are written anew at most this often while the search runs; the journal always is at once."""

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from autocompress.build import plan_kernels
-from autocompress.config import DECISIONS
+from autocompress.compression.build import plan_kernels
+from autocompress.compression.methods import Method
+from autocompress.compression.plan import Plan
 from autocompress.graph.types import Graph
-from autocompress.methods import Method
-from autocompress.plan import Plan
 from autocompress.profiles import Profile
+from autocompress.search.config import DECISIONS
 from autocompress.search.space import Space, find_space, single_plans
-from autocompress.workload import Capabilities
+from autocompress.vocabulary.workload import Capabilities
 
 
 def paying_space(

@@ -13,21 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autocompress.batches import as_tuple
-from autocompress.build import build, plan_kernels
+from autocompress.compression.build import build, plan_kernels
+from autocompress.compression.methods import methods
+from autocompress.compression.methods.configs import LowRank, Prune, Quantize, Student
+from autocompress.compression.plan import Plan
+from autocompress.compression.tracing import trace_task
 from autocompress.devices import Device, open_device
-from autocompress.errors import Failure, StorageError
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph.types import Graph
-from autocompress.methods import methods
-from autocompress.methods.configs import LowRank, Prune, Quantize, Student
-from autocompress.plan import Plan
 from autocompress.profiles import Planned, Profile, calibrate, describe, measure_in_turns, measured_before, slug
 from autocompress.profiles.onboarding import choose_models, onboard
 from autocompress.search.space import Space, find_space
-from autocompress.task import Task
-from autocompress.task_checks import check_task
-from autocompress.tracing import trace_task
+from autocompress.task.batches import as_tuple
+from autocompress.task.checks import check_task
+from autocompress.task.task import Task
+from autocompress.vocabulary.errors import Failure, StorageError
 
 PLANS = 60
 """Models measured for a profile; a third of them are held out to judge it."""

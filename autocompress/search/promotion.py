@@ -6,15 +6,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.config import Settings
-from autocompress.errors import Failure, StorageError
-from autocompress.methods.configs import Student
-from autocompress.objective import Objective
-from autocompress.plan import WHOLE_MODEL
+from autocompress.compression.methods.configs import Student
+from autocompress.compression.plan import WHOLE_MODEL
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.clock import Clock
+from autocompress.search.config import Settings
 from autocompress.search.engine import Baseline, Evaluator, Start
 from autocompress.search.ledger import Ledger, is_scored
+from autocompress.search.objective import Objective
 from autocompress.search.records import RunFolder
 from autocompress.search.rungs import (
     Limits,
@@ -29,7 +28,8 @@ from autocompress.search.rungs import (
     to_train,
     worthwhile,
 )
-from autocompress.workload import Artifact
+from autocompress.vocabulary.errors import Failure, StorageError
+from autocompress.vocabulary.workload import Artifact
 
 VALIDATED = 24
 """Candidates of the trials that are scored on all of validation, and timed."""

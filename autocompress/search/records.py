@@ -15,8 +15,8 @@ from typing import Any
 
 import tomli_w
 
-from autocompress.errors import RunError, StorageError
 from autocompress.search.candidate import Candidate
+from autocompress.vocabulary.errors import RunError, StorageError
 
 RUN_FILE = "run.toml"
 STATE_FILE = "state.json"

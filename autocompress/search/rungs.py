@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from autocompress.pareto import crowding, ranks
 from autocompress.search.candidate import Candidate
 from autocompress.search.engine import Baseline, Price
-from autocompress.task import Score
+from autocompress.task.task import Score
+from autocompress.vocabulary.pareto import crowding, ranks
 
 NEGLIGIBLE_STDERRS = 0.25
 """A loss below this many standard errors of the score is none, so no training is spent on it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from autocompress.errors import ConfigError, nearest
+from autocompress.vocabulary.errors import ConfigError, nearest
 
 AUTO = "tpe"
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 
-from autocompress.errors import Failure
-from autocompress.methods.configs import LowRank, Prune, Quantize
-from autocompress.plan import Plan
+from autocompress.compression.methods.configs import LowRank, Prune, Quantize
+from autocompress.compression.plan import Plan
 from autocompress.search.space import Choice, Decision, Space
+from autocompress.vocabulary.errors import Failure
 
 NEARLY_LOSSLESS = 0.02
 """Divergence of the all-int8 model below which its layers are not probed one by one (nats, or relative error)."""

@@ -8,13 +8,13 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from autocompress.config import DECISIONS
+from autocompress.compression.methods import Method
+from autocompress.compression.methods.configs import Config, LowRank, Prune, Quantize, Student
+from autocompress.compression.methods.student import student_keep
+from autocompress.compression.plan import Plan, Step
 from autocompress.graph.types import Branch, Graph
-from autocompress.methods import Method
-from autocompress.methods.configs import Config, LowRank, Prune, Quantize, Student
-from autocompress.methods.student import student_keep
-from autocompress.plan import Plan, Step
-from autocompress.workload import Capabilities, DType
+from autocompress.search.config import DECISIONS
+from autocompress.vocabulary.workload import Capabilities, DType
 
 Value = int | float | str
 """What a parameter is in Optuna's storage: channels kept, a width, a number format, a factorisation."""

@@ -7,16 +7,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autocompress.card import card_path, read_card, write_card
-from autocompress.config import Settings, from_document
-from autocompress.errors import BudgetError, RunError, nearest
+from autocompress.evidence.card import card_path, read_card, write_card
 from autocompress.search.candidate import Candidate, Rung, Status
+from autocompress.search.config import Settings, from_document
 from autocompress.search.engine import Baseline, Lesson
 from autocompress.search.ledger import best_front, columns, is_scored, row
 from autocompress.search.records import RunFolder, storage_error
 from autocompress.search.rungs import slowest_first
 from autocompress.search.space import Slowing
-from autocompress.workload import Artifact
+from autocompress.vocabulary.errors import BudgetError, RunError, nearest
+from autocompress.vocabulary.workload import Artifact
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.devices import DEFAULT_DEVICE, Device, open_device
-from autocompress.errors import ConfigError, DeviceError, DeviceLostError
-from autocompress.measure import (
+from autocompress.devices.measure import (
     ROUNDS,
     RUNS_PER_ROUND,
     WARMUP_RUNS,
@@ -26,10 +25,11 @@ from autocompress.measure import (
     to_latency,
     typical_seconds,
 )
-from autocompress.objective import Objective, combined
 from autocompress.profiles import Profile, ProfileWarning
 from autocompress.search.engine import Baseline, Lesson, Timing, Timings
-from autocompress.workload import Capabilities, Kernels, Latency
+from autocompress.search.objective import Objective, combined
+from autocompress.vocabulary.errors import ConfigError, DeviceError, DeviceLostError
+from autocompress.vocabulary.workload import Capabilities, Kernels, Latency
 
 SCORES_ON = DEFAULT_DEVICE
 """Scores the files of a search whose devices are all elsewhere."""

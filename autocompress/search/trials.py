@@ -12,8 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState, create_trial
 
-from autocompress.errors import ConfigError, Failure, RunError, StorageError, TaskError
-from autocompress.plan import Plan
+from autocompress.compression.plan import Plan
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Baseline, Evaluator, Price
 from autocompress.search.journal import Journal
@@ -22,6 +21,7 @@ from autocompress.search.records import RunFolder, storage_error
 from autocompress.search.rungs import Limits
 from autocompress.search.space import Space
 from autocompress.search.warmstart import Proposal
+from autocompress.vocabulary.errors import ConfigError, Failure, RunError, StorageError, TaskError
 
 PLAN_KEY = "plan"
 _SPACE_KEY = "space"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from autocompress.methods.configs import LowRank, Prune, Quantize, Student
-from autocompress.plan import Plan
+from autocompress.compression.methods.configs import LowRank, Prune, Quantize, Student
+from autocompress.compression.plan import Plan
 from autocompress.search.knapsack import Knapsack
 from autocompress.search.sensitivity import NEARLY_LOSSLESS, Errors, Probes
 from autocompress.search.space import Choice, Decision, Space

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from autocompress.devices import Device, list_devices, open_device
-from autocompress.errors import DeviceError, UntimedError
-from autocompress.workload import DType
+from autocompress.vocabulary.errors import DeviceError, UntimedError
+from autocompress.vocabulary.workload import DType
 from tests.onnx_files import CLASSES, write_net
 
 USABLE = [row.name for row in list_devices() if row.usable]

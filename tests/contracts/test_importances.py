@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from autocompress.errors import ConfigError
-from autocompress.importance import IMPORTANCES, score_channels
-from autocompress.repair.statistics import Statistics, collect
-from tests.repair.nets import chain, images, known, traced, zoo
+from autocompress.compression.importance import IMPORTANCES, score_channels
+from autocompress.compression.repair.statistics import Statistics, collect
+from autocompress.vocabulary.errors import ConfigError
+from tests.compression.repair.nets import chain, images, known, traced, zoo
 
 ZOO = ["resnet", "mobilenet", "shufflenet", "dense", "transformer"]
 

@@ -7,14 +7,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from torch import Tensor
 
-from autocompress.build import build, plan_kernels
+from autocompress.compression.build import build, plan_kernels
+from autocompress.compression.methods.configs import Quantize
+from autocompress.compression.plan import Plan, Step
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import trace
 from autocompress.graph.types import Graph
-from autocompress.methods.configs import Quantize
-from autocompress.plan import Plan, Step
-from autocompress.precision import lower
-from autocompress.workload import DType, Kernel
+from autocompress.vocabulary.precision import lower
+from autocompress.vocabulary.workload import DType, Kernel
 from tests.zoo import make
 
 SHARES = {"fp32": slice(0, 0), "int8": slice(None), "every other": slice(0, None, 2)}

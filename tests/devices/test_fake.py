@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autocompress.build import build, plan_kernels
+from autocompress.compression.build import build, plan_kernels
+from autocompress.compression.methods.configs import Prune, Quantize
+from autocompress.compression.plan import Plan, Step
 from autocompress.devices import open_device
 from autocompress.devices.fake import FakeDevice, workloads
-from autocompress.errors import DeviceError
+from autocompress.devices.roofline import Rates, roofline
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import trace
-from autocompress.methods.configs import Prune, Quantize
-from autocompress.plan import Plan, Step
-from autocompress.precision import lower
-from autocompress.roofline import Rates, roofline
-from autocompress.workload import DType, Workload
+from autocompress.vocabulary.errors import DeviceError
+from autocompress.vocabulary.precision import lower
+from autocompress.vocabulary.workload import DType, Workload
 from tests.onnx_files import write_net
 from tests.zoo import make
 

@@ -18,9 +18,9 @@ from onnx import numpy_helper
 from autocompress.devices import _openvino_probe, list_devices, open_device
 from autocompress.devices import openvino as openvino_file
 from autocompress.devices._openvino_nodes import WARMUP, seconds_by_counter
-from autocompress.errors import DeviceError
 from autocompress.profiles.calibration import attribute
-from autocompress.workload import WEIGHTED_OPS, DType
+from autocompress.vocabulary.errors import DeviceError
+from autocompress.vocabulary.workload import WEIGHTED_OPS, DType
 from tests.devices.exported import export, kernels, rms, sample
 from tests.onnx_files import write_net
 

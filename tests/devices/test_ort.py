@@ -14,8 +14,8 @@ import pytest
 from autocompress.devices import DeviceWarning, _ort_qnn, list_devices, open_device
 from autocompress.devices import ort as ort_file
 from autocompress.devices._timing import middle_mean
-from autocompress.errors import DeviceError, UntimedError
-from autocompress.workload import DType
+from autocompress.vocabulary.errors import DeviceError, UntimedError
+from autocompress.vocabulary.workload import DType
 from tests.onnx_files import write_net
 
 SAMPLE = [np.zeros((1, 3, 8, 8), np.float32)]

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autocompress.devices import list_devices, open_device
 from autocompress.devices import torch as torch_file
 from autocompress.devices._torch_graph import Program
-from autocompress.errors import DeviceError
 from autocompress.export.onnx import plain_onnx
+from autocompress.vocabulary.errors import DeviceError
 from tests.devices.exported import export, rms, sample
 from tests.onnx_files import write_net
 from tests.zoo import MODELS, make

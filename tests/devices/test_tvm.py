@@ -24,7 +24,8 @@ import pytest
 
 pytest.importorskip("tvm")
 
-from autocompress.build import build
+from autocompress.compression.build import build
+from autocompress.compression.plan import Plan
 from autocompress.devices import list_devices, open_device
 from autocompress.devices.tvm import BOARDS, TvmSession, library, package, program
 from autocompress.devices.tvm.address import Address, parse
@@ -32,10 +33,9 @@ from autocompress.devices.tvm.fixed import fixed
 from autocompress.devices.tvm.loaded import Loaded
 from autocompress.devices.tvm.model import read
 from autocompress.devices.tvm.program import compiled
-from autocompress.errors import DeviceError, DeviceLostError
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph import trace
-from autocompress.plan import Plan
+from autocompress.vocabulary.errors import DeviceError, DeviceLostError
 from tests.onnx_files import CHANNELS, write_net
 from tests.zoo import make
 

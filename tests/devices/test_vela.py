@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("ethosu.regor", reason="the npu extra is not installed")
 
-from autocompress.build import build, plan_kernels
+from autocompress.compression.build import build, plan_kernels
+from autocompress.compression.plan import Plan
 from autocompress.devices import list_devices, open_device
 from autocompress.devices.vela import compiler, device, lowering, pointwise, weighted
 from autocompress.devices.vela.compiler import REQUIRED, compiled
@@ -24,12 +25,11 @@ from autocompress.devices.vela.lowering import lowered
 from autocompress.devices.vela.operators import HANDLERS
 from autocompress.devices.vela.platforms import PLATFORMS
 from autocompress.devices.vela.tflite import Grid, to_bytes
-from autocompress.errors import DeviceError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import trace
-from autocompress.plan import Plan
-from autocompress.precision import lower
 from autocompress.profiles.calibration import attribute
+from autocompress.vocabulary.errors import DeviceError
+from autocompress.vocabulary.precision import lower
 from tests.devices.vela_nets import FAMILIES, ZOO, Several, planned, profile, write
 from tests.onnx_files import write_net
 

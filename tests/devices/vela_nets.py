@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from autocompress.build import build
+from autocompress.compression.build import build
+from autocompress.compression.methods.configs import Quantize
+from autocompress.compression.plan import Plan, Step
 from autocompress.devices import open_device
 from autocompress.devices.base import NodeTime
 from autocompress.devices.vela.lowering import lowered
 from autocompress.devices.vela.operators import HANDLERS
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph import Graph, trace
-from autocompress.methods.configs import Quantize
-from autocompress.plan import Plan, Step
-from autocompress.workload import DType
+from autocompress.vocabulary.workload import DType
 from tests.zoo import make
 
 ZOO = [("resnet", slice(None)), ("mobilenet", slice(None)), ("dense", slice(None)), ("transformer", slice(None))]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from autocompress.errors import ExportError, StorageError
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.trace import capture
+from autocompress.vocabulary.errors import ExportError, StorageError
 from tests.runner import Runner
 from tests.zoo import MODELS, make
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.errors import TraceError
 from autocompress.graph import trace
 from autocompress.graph.trace import capture, fingerprint
+from autocompress.vocabulary.errors import TraceError
 from tests.zoo import MODELS, make
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from autocompress.devices.base import Array, NodeTime
-from autocompress.precision import lower
-from autocompress.roofline import Rates, roofline
-from autocompress.workload import Capabilities, DType, Kernel, Workload
+from autocompress.devices.roofline import Rates, roofline
+from autocompress.vocabulary.precision import lower
+from autocompress.vocabulary.workload import Capabilities, DType, Kernel, Workload
 
 
 def random_net(draw: random.Random, depth: int = 6) -> dict[str, Kernel]:

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from autocompress.errors import ProfileError
 from autocompress.profiles import Profile, calibrate
 from autocompress.profiles.merge import merge
+from autocompress.vocabulary.errors import ProfileError
 from tests.profiles.nets import REFERENCE, device_for, plans_for, random_net
 
 PLANS = plans_for(60)

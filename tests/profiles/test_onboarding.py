@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from autocompress.errors import ProfileError
-from autocompress.precision import lower
+from autocompress.devices.roofline import Rates
 from autocompress.profiles import Profile, ProfileWarning, calibrate, load
 from autocompress.profiles.files import Description
 from autocompress.profiles.onboarding import choose_models, onboard
 from autocompress.profiles.predictor import NOMINAL_COVERAGE
-from autocompress.roofline import Rates
-from autocompress.workload import DType
+from autocompress.vocabulary.errors import ProfileError
+from autocompress.vocabulary.precision import lower
+from autocompress.vocabulary.workload import DType
 from tests.profiles.nets import REFERENCE, KernelDevice, device_for, plans_for, random_net
 
 CALIBRATED = plans_for(40)

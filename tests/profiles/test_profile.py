@@ -13,14 +13,14 @@ import pytest
 from scipy.stats import spearmanr
 
 from autocompress.devices.base import Array, NodeTime
-from autocompress.errors import DeviceError, ProfileError, StorageError
-from autocompress.precision import lower
 from autocompress.profiles import Profile, ProfileWarning, calibrate, list_profiles, load, predictor
 from autocompress.profiles.calibration import TURNS, attribute
 from autocompress.profiles.kernel_times import KernelTimes, RooflineTimes
 from autocompress.profiles.profile import SEARCH_PATH_VARIABLE
 from autocompress.profiles.sites import sites
-from autocompress.workload import DType, Kernel, Workload
+from autocompress.vocabulary.errors import DeviceError, ProfileError, StorageError
+from autocompress.vocabulary.precision import lower
+from autocompress.vocabulary.workload import DType, Kernel, Workload
 from tests.profiles.nets import REFERENCE, KernelDevice, KernelSession, device_for, plans_for, random_net
 
 PLANS = plans_for(60)

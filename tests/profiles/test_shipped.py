@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from autocompress.devices.fake import FakeDevice
-from autocompress.precision import lower
+from autocompress.devices.roofline import roofline
 from autocompress.profiles import Profile, load
 from autocompress.profiles.profile import UNCALIBRATED
-from autocompress.roofline import roofline
+from autocompress.vocabulary.precision import lower
 from tests.profiles.nets import random_net
 
 SHIPPED = Path(__file__).parents[2] / "hardware_profiles"

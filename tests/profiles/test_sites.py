@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from autocompress.build import build, plan_kernels
+from autocompress.compression.build import build, plan_kernels
+from autocompress.compression.methods.configs import Quantize
+from autocompress.compression.plan import Plan, Step
 from autocompress.devices import open_device
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import trace
 from autocompress.graph.types import Graph
-from autocompress.methods.configs import Quantize
-from autocompress.plan import Plan, Step
-from autocompress.precision import lower
 from autocompress.profiles.sites import BLOCKED, ISOLATED, LAST, PLAIN, PLANAR, SHARED, Site, sites
-from autocompress.workload import DType, Kernel, Workload
+from autocompress.vocabulary.precision import lower
+from autocompress.vocabulary.workload import DType, Kernel, Workload
 from tests.zoo import OptionAResNet
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, spearmanr
 
-from autocompress.errors import ProfileError
 from autocompress.profiles.hypotheses import Hypotheses
 from autocompress.profiles.robust import DEGREES, observe
 from autocompress.profiles.surfaces import Similarity, smooth
 from autocompress.profiles.transfer import COVERAGE, NewDevice, Transfer
+from autocompress.vocabulary.errors import ProfileError
 
 MODELS, OPERATORS = 160, 5
 

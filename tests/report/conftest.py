@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.config import Settings, to_document
-from autocompress.methods.configs import Config, LowRank, Prune, Quantize
-from autocompress.plan import Plan, Step
+from autocompress.compression.methods.configs import Config, LowRank, Prune, Quantize
+from autocompress.compression.plan import Plan, Step
 from autocompress.search.candidate import Candidate, Rung, Status
+from autocompress.search.config import Settings, to_document
 from autocompress.search.engine import Baseline
 from autocompress.search.records import RunFolder
-from autocompress.task import Score
-from autocompress.workload import DType, Latency
+from autocompress.task.task import Score
+from autocompress.vocabulary.workload import DType, Latency
 
 
 def _candidate(

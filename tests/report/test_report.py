@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.errors import AutocompressError, RunError
-from autocompress.methods.configs import Config, LowRank, Prune, Quantize, Student
-from autocompress.plan import Plan, Step
+from autocompress.compression.methods.configs import Config, LowRank, Prune, Quantize, Student
+from autocompress.compression.plan import Plan, Step
 from autocompress.report import write_report
 from autocompress.report.plots import decisions, front_figure, prediction_figure, time_figure
 from autocompress.report.records import read_records
 from autocompress.search.engine import Lesson
 from autocompress.search.records import RunFolder
 from autocompress.search.space import Slowing
-from autocompress.workload import DType
+from autocompress.vocabulary.errors import AutocompressError, RunError
+from autocompress.vocabulary.workload import DType
 
 from .conftest import CANDIDATES
 

@@ -8,14 +8,14 @@ from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
-from autocompress.errors import BuildError, VerificationError
-from autocompress.methods.configs import Prune, Quantize, Student
-from autocompress.plan import Plan
+from autocompress.compression.methods.configs import Prune, Quantize, Student
+from autocompress.compression.plan import Plan
 from autocompress.search.candidate import Candidate
 from autocompress.search.engine import Baseline, Lesson, Price, Start, Timing, Timings, Trained
 from autocompress.search.space import Decision, Gone, Space
-from autocompress.task import Score
-from autocompress.workload import Artifact, DType, Kernels, Latency
+from autocompress.task.task import Score
+from autocompress.vocabulary.errors import BuildError, VerificationError
+from autocompress.vocabulary.workload import Artifact, DType, Kernels, Latency
 
 CHANNELS = 16
 WIDTHS = (12, 8, 4, 0)

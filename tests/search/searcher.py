@@ -6,7 +6,7 @@ Usage: python -m tests.search.searcher RUN [TRIALS]
 import sys
 from pathlib import Path
 
-from autocompress.config import load_settings
+from autocompress.search.config import load_settings
 from autocompress.search.loop import run
 from tests.search.fake import FakeEvaluator
 

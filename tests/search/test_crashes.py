@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.config import load_settings
-from autocompress.errors import RunError, StorageError
 from autocompress.search import records
 from autocompress.search.candidate import Candidate, Status
+from autocompress.search.config import load_settings
 from autocompress.search.loop import run
 from autocompress.search.study import load
+from autocompress.vocabulary.errors import RunError, StorageError
 from tests.search.fake import FakeEvaluator
 
 SETTINGS = load_settings(None, trials=15, fine_tuning={"time_s": 60.0})

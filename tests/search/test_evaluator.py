@@ -9,19 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from autocompress.card import read_card
-from autocompress.config import load_settings
+from autocompress.compression.methods.configs import Prune, Quantize, Student
+from autocompress.compression.plan import Plan, Step
 from autocompress.devices import open_device
-from autocompress.errors import ConfigError, ExportError, RunError, TaskError, VerificationError
-from autocompress.methods.configs import Prune, Quantize, Student
-from autocompress.plan import Plan, Step
+from autocompress.evidence.card import read_card
 from autocompress.search.candidate import Candidate, Rung, Status
+from autocompress.search.config import load_settings
 from autocompress.search.engine import Setup, Start
 from autocompress.search.evaluator import TorchEvaluator
 from autocompress.search.loop import search
 from autocompress.search.profiling import onboard_task, profile_task
-from autocompress.task import Score, Task
-from autocompress.workload import DType
+from autocompress.task.task import Score, Task
+from autocompress.vocabulary.errors import ConfigError, ExportError, RunError, TaskError, VerificationError
+from autocompress.vocabulary.workload import DType
 from tests.zoo import OptionAResNet, make
 
 SETTINGS = load_settings(samples={"calibration": 32, "sensitivity": 16, "subset": 24}, measuring={"rounds": 16})

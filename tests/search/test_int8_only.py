@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.build import plan_kernels
+from autocompress.compression.build import plan_kernels
+from autocompress.compression.methods import methods
+from autocompress.compression.methods.configs import Prune, Quantize
+from autocompress.compression.plan import Plan
 from autocompress.devices.fake import FakeDevice
+from autocompress.devices.roofline import Rates
 from autocompress.graph import trace
-from autocompress.methods import methods
-from autocompress.methods.configs import Prune, Quantize
-from autocompress.plan import Plan
 from autocompress.profiles import Profile, load
-from autocompress.roofline import Rates
 from autocompress.search.profiling import sample_plans
 from autocompress.search.space import find_space
-from autocompress.workload import DType
+from autocompress.vocabulary.workload import DType
 from tests.zoo import make
 
 RATES = Rates(macs_per_s={DType.INT8: 1e9}, bytes_per_s=1e9, launch_s=1e-6, channel_multiple={DType.INT8: 16})

@@ -10,15 +10,15 @@ from pathlib import Path
 import optuna
 import pytest
 
-from autocompress.config import load_settings
-from autocompress.errors import BudgetError, ConfigError, RunError, TaskError
-from autocompress.methods.configs import Student
-from autocompress.pareto import hypervolume
+from autocompress.compression.methods.configs import Student
 from autocompress.search.candidate import Rung, Status
+from autocompress.search.config import load_settings
 from autocompress.search.loop import run
 from autocompress.search.space import Space
 from autocompress.search.study import load
-from autocompress.task import Score
+from autocompress.task.task import Score
+from autocompress.vocabulary.errors import BudgetError, ConfigError, RunError, TaskError
+from autocompress.vocabulary.pareto import hypervolume
 from tests.search.fake import ORIGINAL_SCORE, FakeEvaluator, fake_space
 
 QUICK = {"fine_tuning": {"time_s": 60.0}}

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.pareto import dominates
-from autocompress.plan import Plan
+from autocompress.compression.plan import Plan
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.engine import Baseline, Price
 from autocompress.search.rungs import (
@@ -20,8 +19,9 @@ from autocompress.search.rungs import (
     to_finish,
     to_train,
 )
-from autocompress.task import Score
-from autocompress.workload import Latency
+from autocompress.task.task import Score
+from autocompress.vocabulary.pareto import dominates
+from autocompress.vocabulary.workload import Latency
 
 ORIGINAL = Score(0.92, 0.004, 5000)
 BASELINE = Baseline(ORIGINAL, ORIGINAL, Latency(1.0, 0.99, 1.01, 1.0, "measured"), 4000, 1000, 10)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from autocompress.config import load_settings
-from autocompress.errors import ConfigError
-from autocompress.objective import Objective
 from autocompress.search import Study, search
 from autocompress.search.candidate import Rung
+from autocompress.search.config import load_settings
+from autocompress.search.objective import Objective
+from autocompress.vocabulary.errors import ConfigError
 from tests.search.test_evaluator import SETTINGS, tiny_task
 
 PROFILES = ("arm-cortex-a76-roofline", "nvidia-h200-roofline")

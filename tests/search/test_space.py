@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
+from autocompress.compression.methods import methods
+from autocompress.compression.methods.configs import LowRank, Prune, Quantize, Student
+from autocompress.compression.plan import Plan, Step
 from autocompress.graph import trace
-from autocompress.methods import methods
-from autocompress.methods.configs import LowRank, Prune, Quantize, Student
-from autocompress.plan import Plan, Step
 from autocompress.search.profiling import sample_plans
 from autocompress.search.space import Decision, find_space
-from autocompress.workload import Capabilities, DType
+from autocompress.vocabulary.workload import Capabilities, DType
 from tests.search.fake import fake_space
 from tests.zoo import make
 

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from autocompress.config import Settings
-from autocompress.errors import BudgetError, RunError
-from autocompress.methods.configs import Prune
-from autocompress.plan import Plan, Step
+from autocompress.compression.methods.configs import Prune
+from autocompress.compression.plan import Plan, Step
 from autocompress.search.candidate import Candidate, Rung, Status
+from autocompress.search.config import Settings
 from autocompress.search.engine import Baseline
 from autocompress.search.study import Study
-from autocompress.task import Score
-from autocompress.workload import Latency
+from autocompress.task.task import Score
+from autocompress.vocabulary.errors import BudgetError, RunError
+from autocompress.vocabulary.workload import Latency
 
 ORIGINAL = Score(0.92, 0.004, 5000)
 BASELINE = Baseline(ORIGINAL, ORIGINAL, Latency(1e-3, 0.99e-3, 1.01e-3, 1.0, "measured"), 4000, 1000, 10)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from autocompress.devices.base import Array, NodeTime
-from autocompress.errors import DeviceError, DeviceLostError
 from autocompress.profiles import Profile, load
 from autocompress.search import targets
 from autocompress.search.targets import ATTEMPTS, Target
-from autocompress.workload import Capabilities, Latency
+from autocompress.vocabulary.errors import DeviceError, DeviceLostError
+from autocompress.vocabulary.workload import Capabilities, Latency
 from tests.profiles.nets import random_net
 
 ORIGINAL = Path("1.onnx")

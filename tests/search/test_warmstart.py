@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.errors import BuildError
-from autocompress.methods.configs import Prune, Quantize
+from autocompress.compression.methods.configs import Prune, Quantize
 from autocompress.search.sensitivity import Probes, probe
 from autocompress.search.warmstart import WarmStart, fastest_choice
+from autocompress.vocabulary.errors import BuildError
 from tests.search.fake import FakeEvaluator, fake_space
 
 SPACE = fake_space()

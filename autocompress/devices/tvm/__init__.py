@@ -22,8 +22,8 @@ from autocompress.devices.tvm.package import DISTRIBUTION, INSTALL, first_line, 
 from autocompress.devices.tvm.program import KernelCall, compiled, imported
 from autocompress.devices.tvm.remote import connect
 from autocompress.devices.tvm.schedule import CHANNELS
-from autocompress.errors import DeviceError, nearest
-from autocompress.workload import Capabilities, DType
+from autocompress.vocabulary.errors import DeviceError, nearest
+from autocompress.vocabulary.workload import Capabilities, DType
 
 BOARDS = "AUTOCOMPRESS_TVM_RPC"
 """Environment variable with addresses (`rpc://HOST:PORT/KEY`, spaces between) of boards that `available` lists."""

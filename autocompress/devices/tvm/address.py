@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
-from autocompress.errors import DeviceError, nearest
+from autocompress.vocabulary.errors import DeviceError, nearest
 
 SCHEME = "rpc"
 FORM = f"tvm:{SCHEME}://HOST:PORT/KEY"

@@ -10,7 +10,7 @@ from autocompress.devices.tvm.loaded import Loaded
 from autocompress.devices.tvm.model import Model, Shapes
 from autocompress.devices.tvm.package import first_line, require_tvm
 from autocompress.devices.tvm.program import Program, compiled
-from autocompress.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError
 
 NAME = "tvm:llvm"
 

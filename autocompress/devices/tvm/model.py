@@ -8,7 +8,7 @@ from typing import Any
 
 from autocompress.devices.base import Array
 from autocompress.devices.tvm.package import first_line
-from autocompress.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError
 
 Shapes = tuple[tuple[int, ...], ...]
 

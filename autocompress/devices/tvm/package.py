@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from tempfile import TemporaryFile
 from typing import Any
 
-from autocompress.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError
 
 DISTRIBUTION = "apache-tvm"
 INSTALL = 'pip install "autocompress[tvm]"'

@@ -20,7 +20,7 @@ from autocompress.devices.tvm.library import OBJECTS, Library, library, package
 from autocompress.devices.tvm.loaded import Loaded
 from autocompress.devices.tvm.model import Model, Shapes
 from autocompress.devices.tvm.package import first_line, require_tvm
-from autocompress.errors import DeviceError, DeviceLostError, nearest
+from autocompress.vocabulary.errors import DeviceError, DeviceLostError, nearest
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
 """A board without power or network is noticed after 25 seconds (the last is in milliseconds)."""

@@ -3,7 +3,7 @@
 from autocompress.devices.base import Availability, Device
 from autocompress.devices.vela.compiler import INSTALL, PACKAGE, REQUIRED, problem
 from autocompress.devices.vela.platforms import PLATFORMS, Platform
-from autocompress.errors import DeviceError, nearest
+from autocompress.vocabulary.errors import DeviceError, nearest
 
 
 def available() -> list[Availability]:

@@ -19,7 +19,7 @@ from threading import Lock
 from typing import Any
 
 from autocompress.devices.vela.platforms import Platform
-from autocompress.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError
 
 REQUIRED = "5.2.0"
 INSTALL = 'pip install "autocompress[npu]"'

@@ -13,8 +13,8 @@ from autocompress.devices.vela.lowering import lowered
 from autocompress.devices.vela.operators import HANDLERS
 from autocompress.devices.vela.platforms import Platform
 from autocompress.devices.vela.tflite import Model, Operator, to_bytes
-from autocompress.errors import DeviceError
-from autocompress.workload import Capabilities, DType
+from autocompress.vocabulary.errors import DeviceError
+from autocompress.vocabulary.workload import Capabilities, DType
 
 ON_NPU = "Ethos-U"
 ON_HOST = "host CPU"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError
 
 
 def loaded(path: Path) -> Any:

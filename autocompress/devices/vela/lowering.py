@@ -13,7 +13,7 @@ import numpy as np
 
 from autocompress.devices.vela.source import Node, Numbers, Source
 from autocompress.devices.vela.tflite import Grid, Model, Operator, Precision, Tensor, enumerated
-from autocompress.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError
 
 ASSUMED = Grid((1 / 16,))
 """The grid of activations where the file gives none: the NPU takes equally long for every one."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autocompress.devices.vela.loading import loaded
 from autocompress.devices.vela.tflite import Grid
-from autocompress.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError
 
 Numbers = NDArray[Any]
 

@@ -1,0 +1,222 @@
+"""Importance of a group's channels: how much is lost with each of them, larger = keep.
+
+An importance is a function `(model, group, statistics) -> Tensor[channels]`; `statistics` iterates over calibration
+batches and answers for what is costly and shared (Gram matrices, gradients). Register one with `@importance("name")`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn import functional as F
+
+from autocompress.compression.matrices import TINY, columns, folded_weight, ridged, window_of
+from autocompress.graph.labels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
+from autocompress.graph.types import Group, Member
+from autocompress.task.batches import Batch, chunks
+from autocompress.vocabulary.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from autocompress.compression.repair.statistics import Statistics
+
+Importance = Callable[[GraphModule, Group, "Statistics"], Tensor]
+GateGradients = Mapping[str, Tensor]
+"""Layer → [samples, input channels]: d loss / d gate of a gate of value 1 on each channel that enters the layer."""
+
+IMPORTANCES: dict[str, Importance] = {}
+
+_BACKWARD_SAMPLES = 64
+"""Samples per backward pass, to bound the memory for activations."""
+
+
+def importance(name: str) -> Callable[[Importance], Importance]:
+    """Registers an importance under the name that plans and the command line use."""
+
+    def register(function: Importance) -> Importance:
+        IMPORTANCES[name] = function
+        return function
+
+    return register
+
+
+def score_channels(name: str, model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+    """Scores [channels], float64, at least 0, with mean 1 (all 1 where nothing tells the channels apart)."""
+    if name not in IMPORTANCES:
+        raise ConfigError(f"unknown importance {name!r}: {nearest(name, IMPORTANCES)}")
+    scores = IMPORTANCES[name](model, group, statistics).double()
+    mean = scores.mean()
+    return scores / mean if mean > 0 else torch.ones_like(scores)
+
+
+@importance("l1")
+def l1(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+    """Sum of absolute weights (Li et al., ICLR 2017) over all the group's members (DepGraph, CVPR 2023, 3.3)."""
+    return _magnitude(model, group, order=1)
+
+
+@importance("l2")
+def l2(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+    """Euclidean norm of the weights, over all the group's members (DepGraph, CVPR 2023, 3.3)."""
+    return _magnitude(model, group, order=2)
+
+
+@importance("taylor")
+def taylor(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+    """Mean |d loss / d gate| of a gate on the channel (Molchanov et al., CVPR 2019, eq. 8 with gates)."""
+    return _gates(model, group, statistics).abs().mean(0)
+
+
+@importance("fisher")
+def fisher(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+    """Half the mean squared gate gradient: the second-order loss of removal (Theis et al., 2018, eq. 7)."""
+    return _gates(model, group, statistics).square().mean(0) / 2
+
+
+@importance("reconstruction")
+def reconstruction(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+    """The channel's place (1, 2, ...) in a greedy elimination that always removes what is cheapest to make up for.
+
+    Cost is the error of the consumers' outputs after the best least-squares compensation by the channels left, in
+    closed form from the inverse Gram matrix (Hassibi and Stork, 1993; blockwise as in OBC, Frantar and Alistarh, 2022),
+    relative to each consumer's output power; rows count by the scale of the norm that follows. Consumers without a Gram
+    matrix have no say; if there are none with one, magnitudes (l2) decide.
+    """
+    eliminations = [
+        _Elimination(model, member, gram)
+        for member in group.members
+        if member.tensor == "weight" and not member.produces and (gram := statistics.gram(member.target)) is not None
+    ]
+    if not eliminations:
+        return l2(model, group, statistics)
+    place = torch.zeros(group.channels, dtype=torch.float64)
+    left = torch.ones(group.channels, dtype=torch.bool)
+    for step in range(1, group.channels + 1):
+        costs = torch.stack([elimination.costs() for elimination in eliminations]).sum(0)
+        cheapest = int(costs.masked_fill(~left, torch.inf).argmin())
+        place[cheapest] = step
+        left[cheapest] = False
+        for elimination in eliminations:
+            elimination.remove(cheapest)
+    return place
+
+
+class _Elimination:
+    """One consumer's weights W and inverse Gram matrix H^-1 while channels (blocks of columns) leave both."""
+
+    def __init__(self, model: GraphModule, member: Member, gram: Tensor) -> None:
+        weight = folded_weight(model, member.target).flatten(1).double()
+        window = window_of(model.get_submodule(member.target))
+        self.columns = torch.tensor([columns(positions, window) for positions in member.index])
+        self.weight = F.pad(weight, (0, 1))
+        power = torch.einsum("oi,ij,oj->", self.weight, gram, self.weight)
+        self.weight /= power.clamp_min(TINY).sqrt()
+        self.inverse = torch.linalg.inv(ridged(gram))
+
+    def costs(self) -> Tensor:
+        """Error [channels] that removing each channel next would add, everything left compensating."""
+        blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
+        weights = self.weight[:, self.columns].permute(1, 2, 0)
+        errors: Tensor = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+        return errors
+
+    def remove(self, channel: int) -> None:
+        gone = self.columns[channel]
+        rows = self.inverse[gone]
+        gain = torch.linalg.solve(rows[:, gone], rows)
+        self.weight -= self.weight[:, gone] @ gain
+        self.inverse -= rows.T @ gain
+        self.weight[:, gone] = 0
+        self.inverse[gone, :] = 0
+        self.inverse[:, gone] = 0
+        self.inverse[gone, gone] = 1
+
+
+def _magnitude(model: GraphModule, group: Group, order: int) -> Tensor:
+    """Norms of every member's slice of each channel, batch norms folded in, summed over members of equal say."""
+    total = torch.zeros(group.channels, dtype=torch.float64)
+    for member in group.members:
+        values = _weight(model, member)
+        if values is None:
+            continue
+        slices = (
+            values.detach().double().movedim(member.axis, 0).flatten(1)
+            if values.dim() > 1
+            else values.double()[:, None]
+        )
+        norms = slices.norm(order, dim=1)
+        index = torch.tensor(member.index)
+        total += norms[index].norm(order, dim=1) / norms.mean().clamp_min(TINY)
+    return total
+
+
+def _weight(model: GraphModule, member: Member) -> Tensor | None:
+    """What a member contributes to magnitudes; biases and statistics do not, batch norms do through `folded_weight`."""
+    if not member.tensor:
+        return None
+    module: Any = model.get_submodule(member.target)
+    if member.tensor != "weight" or isinstance(module, BATCH_NORMS):
+        return None
+    is_layer = isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED))
+    return folded_weight(model, member.target) if is_layer else module.weight.detach()
+
+
+def _gates(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+    """Gate gradients [samples, channels] of the group: summed over all the layers that read its channels."""
+    gradients = statistics.gate_gradients()
+    total: Tensor | None = None
+    for member in group.members:
+        if member.tensor != "weight" or member.produces or member.target not in gradients:
+            continue
+        entering = gradients[member.target]
+        groups = getattr(model.get_submodule(member.target), "groups", 1)
+        folded = entering.reshape(len(entering), groups, -1).sum(1)
+        found = folded[:, torch.tensor(member.index)].sum(-1)
+        total = found if total is None else total + found
+    return torch.ones(1, group.channels) if total is None else total
+
+
+def gate_gradients(model: GraphModule, layers: Iterable[str], batches: Iterable[Batch]) -> GateGradients:
+    """See GateGradients; one forward and backward pass over the batches, parameters without gradients.
+
+    Layers that read no activations (embeddings) or do not reach the output are left out.
+    """
+    gates: dict[str, Tensor] = {}
+    handles = [model.get_submodule(name).register_forward_pre_hook(_gate(name, gates)) for name in layers]
+    found: dict[str, list[Tensor]] = {}
+    try:
+        for inputs, targets in chunks(batches, _BACKWARD_SAMPLES):
+            gates.clear()
+            with torch.enable_grad():
+                loss = _surprise(model(*inputs), targets)
+                gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
+            for name, gradient in zip(gates, gradients, strict=True):
+                if gradient is not None:
+                    found.setdefault(name, []).append(gradient.flatten(1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _gate(name: str, gates: dict[str, Tensor]) -> Any:
+    """A forward hook that multiplies each sample's input channels by a gate of 1, noted under the layer's name."""
+
+    def multiply(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x, *rest = args
+        axis = x.dim() - 1 if isinstance(module, nn.Linear) else 1
+        shape = [size if d in (0, axis) else 1 for d, size in enumerate(x.shape)]
+        gates[name] = torch.ones(shape, dtype=x.dtype, requires_grad=True)
+        return (x * gates[name], *rest)
+
+    return multiply
+
+
+def _surprise(outputs: Tensor, targets: Any) -> Tensor:
+    """Negative log-likelihood summed over samples: of integer labels where there are any, else of the squared error."""
+    if isinstance(targets, Tensor) and not targets.is_floating_point() and outputs.dim() == targets.dim() + 1:
+        return F.cross_entropy(outputs, targets, reduction="sum")
+    if isinstance(targets, Tensor) and targets.shape == outputs.shape:
+        return (outputs - targets).square().sum() / 2
+    return outputs.square().sum() / 2

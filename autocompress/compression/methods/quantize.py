@@ -1,0 +1,152 @@
+"""Quantisation per layer: fp32 or int8 (uint8 activations, int8 weights per channel)."""
+
+import copy
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from autocompress.compression.fake_quant import FakeQuantize, quantize_weight
+from autocompress.compression.methods.configs import Quantize
+from autocompress.compression.ranges import choose, observe
+from autocompress.graph.calls import calls
+from autocompress.graph.kernels import Fused, fuse
+from autocompress.graph.types import Graph
+from autocompress.vocabulary.precision import SCALE_KEEPING, absorbs_activation, is_fixed, quantised_tensors, resolve
+from autocompress.vocabulary.workload import WEIGHTED_OPS, Capabilities, DType, Kernel, Kernels
+
+if TYPE_CHECKING:
+    from autocompress.compression.build import Workspace
+
+
+INT8_KINDS = frozenset({"conv", "linear"})
+
+
+class QuantizeMethod:
+    """A layer stays as it is (None) or computes in int8, on devices that have it."""
+
+    config = Quantize
+
+    def targets(self, graph: Graph) -> tuple[str, ...]:
+        """Layers that may change; transposed convolutions are left out, as ONNX Runtime has no int8 kernel for them."""
+        return tuple(n for n, layer in graph.layers.items() if layer.frozen is None and layer.kind in INT8_KINDS)
+
+    def options(self, target: str, graph: Graph, capabilities: Capabilities) -> tuple[Quantize | None, ...]:
+        return (None, Quantize(DType.INT8)) if DType.INT8 in capabilities.dtypes else (None,)
+
+    def rewrite(self, kernels: dict[str, Kernel], target: str, config: Quantize, graph: Graph) -> None:
+        for name, kernel in kernels.items():
+            if kernel.layer == target:
+                kernels[name] = kernel.with_workload(dtype=config.dtype)
+
+    def apply(self, work: "Workspace", target: str, config: Quantize) -> None:
+        """Nothing yet: int8 is simulated once the model is final, for all layers together (`insert_fake_quant`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Where a tensor is rounded: after `node`, for those of its readers in `readers` (None: all). `keeps` is the node
+    whose grid it keeps, if its values are only moved."""
+
+    node: Node
+    readers: frozenset[Node] | None = None
+    keeps: Node | None = None
+
+
+def insert_fake_quant(
+    model: GraphModule,
+    int8_layers: set[str],
+    batches: Sequence[Any],
+    example_inputs: tuple[Tensor, ...],
+    ranges: str = "mse",
+) -> None:
+    """Makes an exactly rewritten model, in place, compute what an int8 runtime would for these layers.
+
+    `batches` (a tensor or a tuple of inputs each) show which ranges activations have; `ranges` as in ranges.choose.
+    """
+    fused = fuse(model, example_inputs)
+    resolved = resolve(_decided(fused.kernels, int8_layers))
+    points = _points(model, fused, resolved)
+    observed = observe(model, [point.node for point in points if point.keeps is None], batches)
+    rounding: dict[Node, FakeQuantize] = {}
+    for point in points:
+        if point.keeps is None:
+            rounding[point.node] = FakeQuantize.over(*choose(observed[point.node], ranges))
+        else:
+            rounding[point.node] = copy.deepcopy(rounding[point.keeps])
+        _insert(model, point, rounding[point.node])
+    _quantize_weights(model, fused, resolved)
+    model.recompile()
+
+
+def _decided(kernels: Kernels, int8_layers: set[str]) -> dict[str, Kernel]:
+    return {
+        name: kernel.with_workload(dtype=DType.INT8)
+        if kernel.layer in int8_layers and kernel.workload.op in WEIGHTED_OPS
+        else kernel
+        for name, kernel in kernels.items()
+    }
+
+
+def _points(model: GraphModule, fused: Fused, resolved: Kernels) -> list[_Point]:
+    """Every tensor to round, in execution order. What fp32 kernels read of an fp32 tensor is not rounded."""
+    nodes = {node.name: node for node in model.graph.nodes}
+    quantised = quantised_tensors(resolved)
+    int8 = {name for name, kernel in resolved.items() if kernel.workload.dtype is DType.INT8}
+    points: list[_Point] = []
+    for node in nodes.values():
+        maker = fused.holder.get(node.name)
+        if maker is None or not _is_tensor(node):
+            continue
+        leaves = any(fused.holder.get(user.name) != maker for user in node.users)
+        if maker not in int8:
+            readers = frozenset(user for user in node.users if fused.holder.get(user.name) in int8)
+            if leaves and readers:
+                points.append(_Point(node, readers))
+        elif leaves and maker in quantised:
+            kept = nodes[fused.sources[maker][0]] if _keeps_grid(resolved[maker]) else None
+            points.append(_Point(node, keeps=kept))
+        elif not leaves and node.op == "call_module" and _rounds_before_activation(resolved[maker]):
+            points.append(_Point(node))
+    return points
+
+
+def _rounds_before_activation(kernel: Kernel) -> bool:
+    """An int8 convolution, unlike a matrix product, can't hand floats to an activation that has to be computed."""
+    return kernel.workload.op != "linear" and not absorbs_activation(kernel)
+
+
+def _keeps_grid(kernel: Kernel) -> bool:
+    return kernel.workload.op in SCALE_KEEPING or is_fixed(kernel)
+
+
+def _is_tensor(node: Node) -> bool:
+    """Not a size, and not a tuple of tensors."""
+    if any(user.target is operator.getitem for user in node.users):
+        return False
+    sized = node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload)
+    return node.target is operator.getitem or not (sized or calls(node, torch.ops.aten.sym_size.int))
+
+
+def _insert(model: GraphModule, point: _Point, module: FakeQuantize) -> None:
+    name = point.node.name + "_rounded"
+    readers = point.readers or frozenset(point.node.users)
+    model.add_submodule(name, module)
+    with model.graph.inserting_after(point.node):
+        rounded = model.graph.call_module(name, (point.node,))
+    for reader in readers:
+        reader.replace_input_with(point.node, rounded)
+
+
+def _quantize_weights(model: GraphModule, fused: Fused, resolved: Kernels) -> None:
+    for node in model.graph.nodes:
+        kernel = resolved.get(fused.holder.get(node.name, ""))
+        if node.op != "call_module" or kernel is None or kernel.workload.dtype is not DType.INT8:
+            continue
+        layer, rounding = model.get_submodule(node.target), model.get_submodule(node.args[0].target)
+        assert isinstance(rounding, FakeQuantize), f"{node.name} is int8 but its input is not rounded"
+        quantize_weight(layer, rounding.scale)

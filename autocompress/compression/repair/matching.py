@@ -1,0 +1,59 @@
+"""How far a model's outputs are from those of the model it should stand for."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.task.batches import Batch
+
+Matching = Callable[[Tensor, Tensor, float], Tensor]
+"""(outputs, wanted outputs, temperature) → a mean over samples that is 0 where they agree."""
+
+
+def soft_targets(outputs: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL divergence of the softened class distributions times temperature^2 (Hinton et al., 2015, section 2.1).
+
+    Outputs are logits (N, classes, ...); the mean is over all distributions.
+    """
+    student = (outputs.float() / temperature).movedim(1, -1).flatten(0, -2).log_softmax(-1)
+    teacher = (wanted.float() / temperature).movedim(1, -1).flatten(0, -2).log_softmax(-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def squared_error(outputs: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean squared error relative to the wanted outputs' variance; the temperature has no meaning here."""
+    variance = (wanted.float() - wanted.float().mean(0)).square().mean()
+    return (outputs.float() - wanted.float()).square().mean() / variance.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def similarity(features: Tensor, wanted: Tensor) -> Tensor:
+    """How differently two models see the samples of a batch as like one another, whatever their widths.
+
+    Squared difference of the row-normalised Gram matrices of the samples (Tung and Mori, ICCV 2019, eq. 1-3), per
+    sample, so that its size does not depend on the batch.
+    """
+    a, b = (F.normalize(rows @ rows.T, dim=1) for rows in (f.float().flatten(1) for f in (features, wanted)))
+    return (a - b).square().sum() / len(a)
+
+
+def matching_for(targets: Any) -> Matching:
+    """Class distributions are matched where targets are labels or missing, values where targets are floats."""
+    return squared_error if isinstance(targets, Tensor) and targets.is_floating_point() else soft_targets
+
+
+def divergence(model: nn.Module, batches: Sequence[Batch], wanted: Sequence[Tensor]) -> float:
+    """Mean over samples of how far the model's outputs are from the wanted ones, batch by batch."""
+    total, samples = 0.0, 0
+    with torch.no_grad():
+        for (inputs, targets), reference in zip(batches, wanted, strict=True):
+            total += len(reference) * matching_for(targets)(model(*inputs), reference, 1.0).item()
+            samples += len(reference)
+    return total / samples
+
+
+def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
+    with torch.no_grad():
+        return [model(*inputs) for inputs, _ in batches]

@@ -1,0 +1,1 @@
+"""What is promised of a model, and whether it holds: scores, similarity, cards, verification."""

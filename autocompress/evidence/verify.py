@@ -1,0 +1,284 @@
+"""Whether a file does what is promised of it: parity, score, measured time, and what really ran each node."""
+
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autocompress.compression.methods.configs import Quantize
+from autocompress.compression.plan import Plan
+from autocompress.devices import Device, Session, open_device
+from autocompress.devices.measure import measure, reference_seconds, to_latency
+from autocompress.evidence.card import Card, Parity, read_card
+from autocompress.evidence.scores import top1
+from autocompress.export.onnx import plain_onnx
+from autocompress.graph.trace import capture, fingerprint
+from autocompress.task.batches import as_tuple
+from autocompress.task.checks import first_batch
+from autocompress.task.task import Loader, Predict, Score, Task
+from autocompress.vocabulary.errors import RunError, UntimedError, VerificationError
+from autocompress.vocabulary.workload import DType, Latency
+
+Outputs = NDArray[np.floating[Any]]
+
+SAMPLES = 16
+"""Samples whose torch outputs a card keeps."""
+
+FP32_SAFETY = 16.0
+"""Factor on the rounding bound: runtimes sum in other orders, fuse, and use fast exponentials (a few ulp each)."""
+
+ROUNDOFF = {"fp32": 0.0, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Unit roundoff of the operands of a device that computes fp32 layers in less: half a step of a mantissa of 10 or 7
+bits (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 2.1)."""
+
+INT8_STEPS = 255
+"""Steps of an unsigned 8-bit tensor over its range."""
+
+SLOWER = 1.10
+"""Measured ratios repeat to about 10 % between machines of one kind; slower than this breaks the promise."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with (batches scored, batches in all), where the splits say how many these are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One promise and what was found."""
+
+    name: str
+    promised: str
+    found: str
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """All checks of one artifact. `latency` and `baseline` are measured side by side, in this process; None where the
+    device can't be timed, and `untimed` says why."""
+
+    artifact: Path
+    device: str
+    checks: tuple[Check, ...]
+    parity: Parity
+    score: Score
+    test: Score | None
+    latency: Latency | None
+    baseline: Latency | None
+    providers: dict[str, int]
+    untimed: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    @property
+    def speedup(self) -> float | None:
+        return self.baseline.seconds / self.latency.seconds if self.baseline and self.latency else None
+
+    @property
+    def ran_on(self) -> str:
+        return _counted(self.providers.items())
+
+    def require(self) -> None:
+        """Raises VerificationError naming every broken promise."""
+        broken = [f"{c.name} promised {c.promised}, found {c.found}" for c in self.checks if not c.passed]
+        if broken:
+            raise VerificationError(f"{self.artifact} breaks its promise: {'; '.join(broken)}; do not ship it")
+
+
+def verify(
+    artifact: Path,
+    task: Task,
+    device: str = "ort:cpu",
+    promised: Card | None = None,
+    rounds: int = 60,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check a file against its card (by default the one beside it) on a device, with the task's data.
+
+    The card promises speed, and what runs each node, for its own device only: elsewhere these are merely found out.
+    Nothing is raised for a broken promise: look at `passed`, or call `require()`. Raises RunError where the file or its
+    card is missing, damaged or made from another model.
+    """
+    if not artifact.is_file():
+        raise RunError(f"no artifact {str(artifact)!r}; `autocompress export RUN --out model.onnx` writes one")
+    card = promised or read_card(artifact)
+    _require_same_model(task, card)
+    opened = open_device(device)
+    session = opened.open(artifact)
+    parity = _promised_parity(session, task, card, precision_of(opened))
+    predict, score_on = _told(predictor(opened.open(artifact, threads=2)), task, progress), task.score or top1
+    score = score_on(predict, task.validation)
+    test = score_on(predict, task.test) if task.test is not None else None
+    latency, baseline, untimed = _times(opened, artifact, task, rounds)
+    providers = provider_counts(session)
+    there = device == card.environment.get("device", device)
+    checks = (
+        _check_digest(artifact, card),
+        _check_parity(parity),
+        _check_score("validation score", card.validation, score),
+        *([_check_score("test score", card.test, test)] if card.test and test else []),
+        *([_check_time(card, latency, baseline)] if there and card.speedup and latency and baseline else []),
+        *([_check_providers(card, providers)] if there else []),
+    )
+    return Verification(artifact, device, checks, parity, score, test, latency, baseline, providers, untimed)
+
+
+def parity(expected: Outputs, found: Outputs, plan: Plan, kernels: int, precision: str = "fp32") -> Parity:
+    """Compare a torch model's outputs [samples, ...] with a file's on the same inputs.
+
+    `kernels` is how many arithmetic kernels lie between input and output, `precision` what the device computes fp32
+    layers in. See `tolerance` for what is allowed.
+    """
+    if expected.shape != found.shape:
+        return Parity(len(expected), math.inf, math.inf, 0.0)
+    difference = np.abs(expected.astype(np.float64) - found.astype(np.float64))
+    largest = float(difference.max(initial=0.0)) if np.isfinite(difference).all() else math.inf
+    rms = float(np.sqrt(np.mean(difference**2))) if math.isfinite(largest) else math.inf
+    return Parity(len(expected), largest, rms, tolerance(expected, plan, kernels, precision))
+
+
+def tolerance(expected: Outputs, plan: Plan, kernels: int, precision: str = "fp32") -> float:
+    """Largest root-mean-square difference between a torch model and its export that rounding explains.
+
+    In fp32 each kernel adds at most a few units in the last place of its sums: errors of L kernels, each a dot product
+    of up to 4,096 terms, grow like sqrt(L * 4096) * eps (probabilistic bound; Higham and Mary 2019, section 2), times
+    FP32_SAFETY. An 8-bit tensor is rounded by both sides, at worst independently: the difference of two rounding errors
+    has a variance of step^2 / 6, and those of L layers add up to sqrt(L / 6) steps of 1/255 of the outputs' range.
+    Where the device rounds fp32 operands to fewer bits, each of the two of a kernel is off by up to u, uniformly: a
+    variance of u^2 / 3, and L kernels add up to sqrt(2 L / 3) u.
+    """
+    spread = float(np.ptp(expected)) if expected.size else 0.0
+    scale = max(spread, float(np.abs(expected).max(initial=0.0)), float(np.finfo(np.float32).tiny))
+    fp32 = FP32_SAFETY * math.sqrt(kernels * 4096) * float(np.finfo(np.float32).eps) * scale
+    int8 = sum(1 for config in plan.configs(Quantize).values() if config.dtype is DType.INT8)
+    rounded = math.sqrt(2 * kernels / 3) * ROUNDOFF[precision]
+    return fp32 + (math.sqrt(int8 / 6) / INT8_STEPS + rounded) * scale
+
+
+def precision_of(device: Device) -> str:
+    """What the device computes fp32 layers in."""
+    return device.environment().get("precision", "fp32")
+
+
+def predictor(session: Session) -> Predict:
+    """A deployed session as the callable that scores take."""
+
+    def predict(*inputs: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(*(tensor.numpy() for tensor in inputs)))
+
+    return predict
+
+
+def provider_counts(session: Session) -> dict[str, int]:
+    """How many nodes each backend really ran."""
+    return dict(sorted(Counter(session.providers().values()).items()))
+
+
+def validation_samples(task: Task, count: int = SAMPLES) -> tuple[NDArray[np.generic], ...]:
+    """The first samples of the validation split, as the runtime takes them."""
+    inputs, _ = first_batch("validation", task.validation)
+    return tuple(tensor[:count].numpy() for tensor in inputs)
+
+
+def _told(predict: Predict, task: Task, progress: Progress | None) -> Predict:
+    splits: tuple[object, ...] = (task.validation, task.test)
+    whole = sum(len(split) for split in splits if isinstance(split, Sized))
+    if progress is None or not whole:
+        return predict
+    done = 0
+
+    def told(*inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal done
+        outputs = predict(*inputs)
+        done += 1
+        progress(min(done, whole), whole)
+        return outputs
+
+    return told
+
+
+def _require_same_model(task: Task, card: Card) -> None:
+    found = fingerprint(capture(task.model, as_tuple(task.example_inputs)))
+    if found != card.plan.fingerprint:
+        raise RunError(
+            f"{card.artifact.path.name} was made from model {card.plan.fingerprint}, the task's model is {found}; "
+            "give the task (and weights) it was searched with"
+        )
+
+
+def _promised_parity(session: Session, task: Task, card: Card, precision: str) -> Parity:
+    expected = np.array(card.outputs, dtype=np.float64)
+    samples = validation_samples(task, len(expected))
+    found = session.run(*samples).reshape(len(expected), -1)
+    return parity(expected, found.astype(np.float64), card.plan, len(session.providers()), precision)
+
+
+def _times(
+    device: Device, artifact: Path, task: Task, rounds: int
+) -> tuple[Latency, Latency, str] | tuple[None, None, str]:
+    """The artifact's latency and the original's, or why there are none."""
+    sample = validation_samples(task, 1)
+    with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
+        plain = Path(folder) / "original.onnx"
+        plain_onnx(task.model, as_tuple(task.example_inputs), plain)
+        try:
+            found = measure(device, {"artifact": artifact, "original": plain}, plain, sample, rounds=rounds)
+        except UntimedError as error:
+            return None, None, str(error)
+    reference_s = reference_seconds(found["artifact"])
+    return to_latency(found["artifact"], reference_s), to_latency(found["original"], reference_s), ""
+
+
+def _check_digest(artifact: Path, card: Card) -> Check:
+    found = sha256(artifact.read_bytes()).hexdigest()
+    return Check("file", card.artifact.sha256[:12], found[:12], found == card.artifact.sha256)
+
+
+def _check_parity(found: Parity) -> Check:
+    shown = f"{found.rms_difference:.2g} rms, {found.max_difference:.2g} at most, {found.samples} samples"
+    return Check("parity", f"<= {found.tolerance:.2g} rms", shown, found.agrees)
+
+
+def _check_score(name: str, promised: Score, found: Score) -> Check:
+    """The same file on the same data scores the same; other hardware may round a few borderline samples otherwise."""
+    passed = math.isfinite(found.value) and found.value >= promised.value - max(promised.stderr, 1e-12)
+    return Check(name, _shown(promised), _shown(found), passed)
+
+
+def _check_time(card: Card, latency: Latency, baseline: Latency) -> Check:
+    assert card.speedup is not None, "only called with both measured"
+    found = baseline.seconds / latency.seconds
+    passed = baseline.seconds / latency.low >= card.speedup / SLOWER
+    return Check("speed-up", f"{card.speedup:.2f}x", f"{found:.2f}x ({latency.seconds * 1e3:.3f} ms)", passed)
+
+
+def _check_providers(card: Card, found: dict[str, int]) -> Check:
+    """Nodes on a backend that the card does not know mean a silent fall-back."""
+    strange = found.keys() - card.providers.keys()
+    return Check("ran on", _counted(card.providers.items()), _counted(found.items()), bool(found) and not strange)
+
+
+def _counted(items: Any) -> str:
+    return ", ".join(f"{name} {count}" for name, count in items) or "nothing"
+
+
+def _shown(score: Score) -> str:
+    return f"{score.value:.4f} ± {score.stderr:.4f} (n={score.samples})"
+
+
+def exported_outputs(model: torch.nn.Module, loader: Loader, count: int = SAMPLES) -> tuple[tuple[float, ...], ...]:
+    """A torch model's outputs for the first samples of a split, each flattened, for its card."""
+    inputs: Sequence[torch.Tensor] = first_batch("validation", loader)[0]
+    with torch.no_grad():
+        outputs = model(*(tensor[:count] for tensor in inputs))
+    return tuple(tuple(row) for row in outputs.reshape(len(outputs), -1).tolist())

@@ -1,0 +1,1 @@
+"""What the user hands over, and whether it can work."""

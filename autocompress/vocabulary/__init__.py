@@ -1,0 +1,1 @@
+"""The words that both halves share: workloads, number formats' rule, errors, dominance."""
