@@ -1,210 +1,173 @@
-"""An ONNX graph under construction from a lifted model: names, constants, shapes with a free batch axis."""
+"""What an emitter of an operator works with: the values of a lifted model as ONNX tensors, their types and sizes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import onnx
 import torch
-from onnx import helper, numpy_helper
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from autocompress.export import sizes
+from autocompress.export.types import BATCH_PROBES, ELEMENT_TYPES, SizeType, TensorType
+from autocompress.export.writer import Writer
+from autocompress.graph.calls import arguments, calls
 from autocompress.vocabulary.errors import ExportError
 
-OPSET = 17
-"""The newest that every ONNX Runtime fusion wanted here recognises (GELU, layer norm and QDQ patterns)."""
-IR_VERSION = 8
-BATCH = "batch"
-OUTPUT = "output"
-_SHARED_SIZE = 64
-
-ELEMENT_TYPES = {
-    torch.float32: onnx.TensorProto.FLOAT,
-    torch.float64: onnx.TensorProto.DOUBLE,
-    torch.float16: onnx.TensorProto.FLOAT16,
-    torch.int64: onnx.TensorProto.INT64,
-    torch.int32: onnx.TensorProto.INT32,
-    torch.int16: onnx.TensorProto.INT16,
-    torch.int8: onnx.TensorProto.INT8,
-    torch.uint8: onnx.TensorProto.UINT8,
-    torch.bool: onnx.TensorProto.BOOL,
-}
+aten = torch.ops.aten
 
 
-@dataclass(frozen=True, slots=True)
-class TensorType:
-    """A tensor's shape with one sample and with two, and its element type."""
-
-    one: tuple[int, ...]
-    two: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def batched(self) -> list[int]:
-        """The axes whose size depends on the batch."""
-        return [axis for axis, (a, b) in enumerate(zip(self.one, self.two, strict=True)) if a != b]
-
-
-class Emitter:
-    """Collects ONNX nodes while a lifted model is walked.
-
-    `names[node]` is the ONNX tensor (or tuple of tensors) that holds a node's value. Nodes are named after the kernel
-    they belong to: its own operation bears its name, what surrounds it `KERNEL/OPERATOR`.
-    """
+class Emitter(Writer):
+    """Writes a lifted model node by node; `names[node]` is the ONNX tensor (or tuple of tensors) with its value."""
 
     def __init__(self, model: GraphModule, types: dict[Node, Any], constants: dict[Node, Tensor]) -> None:
+        super().__init__()
         self.model = model
         self.types = types
         self.constants = constants
         self.names: dict[Node, Any] = {}
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self.kernel = ""
-        self.result = ""
-        self._known: dict[Any, str] = {}
-        self._used: set[str] = {OUTPUT}
-        self._node_names: set[str] = {OUTPUT, BATCH}
 
     def claim(self, placeholder: Node) -> None:
         """Makes an input of the model an input of the graph."""
-        self.names[placeholder] = self._unique(placeholder.name, self._used)
-
-    def name_output(self, tensor: str) -> None:
-        """Renames the tensor that is the model's result to OUTPUT; an input or a constant is copied."""
-        if not any(tensor in node.output for node in self.nodes):
-            self.nodes.append(helper.make_node("Identity", (tensor,), (OUTPUT,), OUTPUT))
-            return
-        for node in self.nodes:
-            for names in (node.input, node.output):
-                if tensor in names:
-                    names[:] = [OUTPUT if name == tensor else name for name in names]
+        self.names[placeholder] = self.unique(placeholder.name)
 
     def begin(self, node: Node, kernel: str) -> None:
         """What is added next computes `node`, as part of `kernel`."""
         self.kernel, self.result = kernel, node.name
 
-    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node and returns its output's name."""
-        return self.add_many(op, 1, *inputs, **attributes)[0]
-
-    def add_many(self, op: str, outputs: int, *inputs: str, **attributes: Any) -> tuple[str, ...]:
-        """Adds a node with several outputs."""
-        names = tuple(self._unique(self.result, self._used) for _ in range(outputs))
-        self.nodes.append(helper.make_node(op, inputs, names, self.node_name(op), **attributes))
-        return names
-
-    def node_name(self, op: str) -> str:
-        """The kernel's own name for the first node that is added to it, `KERNEL/OPERATOR` for the others."""
-        if self.kernel not in self._node_names:
-            self._node_names.add(self.kernel)
-            return self.kernel
-        return self._unique(f"{self.kernel}/{op}", self._node_names)
-
-    def add_named(self, name: str, op: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node with a name of its own."""
-        output = self._unique(self.result, self._used)
-        self.nodes.append(helper.make_node(op, inputs, (output,), self._unique(name, self._node_names), **attributes))
-        return output
-
-    def inline(self, graph: onnx.GraphProto, inputs: Sequence[str]) -> tuple[str, ...]:
-        """Adds another graph's nodes with names of their own, fed by `inputs`; returns its outputs' names."""
-        names = dict(zip((i.name for i in graph.input), inputs, strict=True)) | {"": ""}
-        for tensor in graph.initializer:
-            names[tensor.name] = self.constant(numpy_helper.to_array(tensor))
-        for node in graph.node:
-            for output in node.output:
-                names[output] = self._unique(f"{self.result}/{output}", self._used)
-            copied = onnx.NodeProto()
-            copied.CopyFrom(node)
-            copied.name = self.node_name(node.op_type)
-            copied.input[:] = [names[i] for i in node.input]
-            copied.output[:] = [names[o] for o in node.output]
-            self.nodes.append(copied)
-        return tuple(names[o.name] for o in graph.output)
-
-    def constant(self, value: Any, dtype: Any = None) -> str:
-        """An initializer; equal small ones are shared."""
-        array = np.asarray(value, dtype=dtype)
-        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= _SHARED_SIZE else None
-        if key is None or key not in self._known:
-            name = self._unique(f"{self.kernel}.constant", self._used)
-            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
-            self._known[key] = name
-        return self._known[key]
-
-    def parameter(self, tensor: Tensor, name: str) -> str:
-        """An initializer for a module's tensor, by the name it has in the model."""
-        unique = self._unique(name, self._used)
-        array = tensor.detach().cpu().contiguous().numpy()
-        self.initializers.append(numpy_helper.from_array(array, unique))
-        return unique
-
-    def integers(self, *values: int) -> str:
-        return self.constant(values, np.int64)
-
     def value(self, source: Any, dtype: torch.dtype = torch.float32) -> str:
         """The ONNX tensor for an argument: a node, or a number that becomes a constant of `dtype`."""
         if not isinstance(source, Node):
             return self.constant(torch.tensor(source, dtype=dtype).numpy())
+        kind = self.types[source]
+        if isinstance(kind, SizeType):
+            return self.value(kind.values[0], dtype) if kind.fixed else self.scalar(source, dtype)
         if source not in self.names:
             self.names[source] = self.parameter(self.constants[source], source.name)
         name: str = self.names[source]
+        if not name:
+            raise ExportError(f"node {source.name} is a second result that ONNX has no form for: don't use it")
         return name
 
-    def type(self, node: Node) -> TensorType:
+    def type(self, node: Any) -> TensorType:
         found = self.types.get(node)
         if not isinstance(found, TensorType):
-            raise ExportError(f"node {node.name} ({node.target}) makes {type(found).__name__}, not one tensor")
+            raise ExportError(f"node {node} makes {type(found).__name__}, not one tensor")
         return found
 
-    def rank(self, node: Node) -> int:
+    def dtype(self, node: Any) -> torch.dtype:
+        return self.type(node).dtype
+
+    def rank(self, node: Any) -> int:
         return len(self.type(node).one)
 
-    def shape_of(self, node: Node) -> str:
-        """An int64 tensor that reshapes anything of the right size to a node's shape, for every batch size."""
-        made = self.type(node)
-        batched = made.batched
-        if len(batched) <= 1:
-            return self.integers(*(-1 if axis in batched else size for axis, size in enumerate(made.one)))
-        return self.exact_shape_of(node)
+    def constant_value(self, source: Any) -> Tensor | None:
+        """An argument's tensor where no input changes it."""
+        return self.constants.get(source) if isinstance(source, Node) else torch.tensor(source)
 
-    def exact_shape_of(self, node: Node) -> str:
-        """An int64 tensor with a node's shape, the batch read off the model's first input."""
+    def size(self, source: Any) -> Any:
+        """A number among an operator's arguments: itself where it never changes, else a tensor of one int64."""
+        kind = self.types[source] if isinstance(source, Node) else None
+        if kind is None:
+            return source
+        if isinstance(kind, TensorType):
+            return self.add_size("Reshape", self.value(source), self.integers(1))
+        if kind.fixed:
+            return kind.values[0]
+        return sizes.converted(self, self._computed(source), int)
+
+    def dims(self, node: Any) -> list[int | str]:
+        """The size of every axis of a tensor: a number, or a tensor of one int64."""
+        kind, free = self.type(node), self.type(node).free
+        return [self._dim(node, axis) if axis in free else size for axis, size in enumerate(kind.one)]
+
+    def vector(self, shape: Sequence[int | str]) -> str:
+        """Sizes as one int64 tensor."""
+        if all(isinstance(size, int) for size in shape):
+            return self.integers(*(int(size) for size in shape))
+        return self.add_size("Concat", *(s if isinstance(s, str) else self.integers(s) for s in shape), axis=0)
+
+    def scalar(self, source: Any, dtype: torch.dtype = torch.int64) -> str:
+        """A number among an operator's arguments as a tensor without axes."""
+        kind = self.types[source] if isinstance(source, Node) else None
+        if isinstance(kind, SizeType) and not kind.fixed:
+            made = self.add_size("Cast", self._computed(source)[0], to=ELEMENT_TYPES[dtype])
+            return self.add_size("Reshape", made, self.constant([], "int64"))
+        number = kind.values[0] if isinstance(kind, SizeType) else source
+        return self.constant(torch.tensor(number, dtype=dtype).numpy())
+
+    def shape_of(self, node: Node, requested: Sequence[Any] | None = None) -> str:
+        """An int64 tensor that reshapes anything of the right size to a node's shape, for all sizes of free axes.
+
+        Where one axis alone is free it is a constant with one -1, which runtimes like best; `requested` is what the
+        operator was asked for, which is read where several are.
+        """
         made = self.type(node)
-        if not made.batched:
-            return self.integers(*made.one)
-        pieces = []
-        for one, two in zip(made.one, made.two, strict=True):
-            if one == two:
-                pieces.append(self.integers(one))
-            elif two == 2 * one:
-                pieces.append(self.batch() if one == 1 else self.add("Mul", self.batch(), self.integers(one)))
+        if len(made.free) <= 1:
+            return self.integers(*(-1 if axis in made.free else size for axis, size in enumerate(made.one)))
+        return self.exact_shape_of(node, requested)
+
+    def exact_shape_of(self, node: Node, requested: Sequence[Any] | None = None) -> str:
+        """An int64 tensor with a node's shape."""
+        made = self.type(node)
+        shape: list[int | str] = list(made.one)
+        for axis in made.free:
+            if made.of_batch(axis):
+                shape[axis] = self.times_batch(made.one[axis])
+            elif requested is not None:
+                shape[axis] = self.size(requested[axis])
             else:
-                raise ExportError(
-                    f"the size of {node.name} is {one} for one sample and {two} for two: only sizes proportional to "
-                    "the batch can be exported"
-                )
-        return self.add("Concat", *pieces, axis=0)
+                shape[axis] = self._dim(node, axis)
+        return self.vector(shape)
 
-    def batch(self) -> str:
-        """The batch size, an int64 tensor of one element."""
-        if BATCH not in self._known:
-            first = next(node for node in self.model.graph.nodes if node.op == "placeholder")
-            self._known[BATCH] = self._unique(BATCH, self._used)
-            self.nodes.append(
-                helper.make_node("Shape", (self.names[first],), (self._known[BATCH],), BATCH, start=0, end=1)
-            )
-        return self._known[BATCH]
+    def times_batch(self, factor: int) -> str:
+        """A multiple of the batch, read off the first input that has it in its shape."""
+        for node in self.model.graph.nodes:
+            kind = self.types[node] if node.op == "placeholder" else None
+            axis = next((axis for axis in kind.free if kind.of_batch(axis)), None) if kind else None
+            if axis is not None and kind is not None:
+                break
+        else:
+            raise ExportError("a size depends on the batch, but no input has an axis that is a multiple of it")
+        batch = self.add_size("Shape", self.names[node], start=axis, end=axis + 1)
+        unit = kind.one[axis]
+        if factor % unit:
+            return self.add_size("Div", self.add_size("Mul", batch, self.integers(factor)), self.integers(unit))
+        return batch if factor == unit else self.add_size("Mul", batch, self.integers(factor // unit))
 
-    @staticmethod
-    def _unique(name: str, used: set[str]) -> str:
-        found, count = name, 1
-        while found in used:
-            found, count = f"{name}_{count}", count + 1
-        used.add(found)
-        return found
+    def _dim(self, node: Any, axis: int) -> str:
+        kind = self.type(node)
+        if kind.of_batch(axis):
+            return self.times_batch(kind.one[axis])
+        if not isinstance(self.names.get(node), str):
+            raise ExportError(f"the size of axis {axis} of {node} ({kind.one}, {kind.two}, ...) can't be followed")
+        return self.add_size("Shape", self.names[node], start=axis, end=axis + 1)
+
+    def _computed(self, node: Node) -> sizes.Written:
+        """A number that changes, as a tensor."""
+        kind = self.types[node]
+        assert isinstance(kind, SizeType)
+        if kind.fixed:
+            return sizes.number(self, kind.values[0])
+        first = kind.values[0]
+        grows = [(i + 1) * first if i < BATCH_PROBES else first for i in range(len(kind.values))]
+        if type(first) is int and list(kind.values) == grows:
+            return self.times_batch(first), int
+        if calls(node, aten.sym_size.int):
+            a = arguments(node)
+            return self._dim(a["self"], a["dim"] % self.rank(a["self"])), int
+        if calls(node, aten.sym_numel.default):
+            return self.add_size("Size", self.value(node.args[0])), int
+        made = sizes.compute(self, node.target, [self._number(x) for x in _flat(node.args)])
+        if made is None:
+            raise ExportError(f"node {node.name} ({node.target}) computes a size in a way that ONNX can't")
+        return made
+
+    def _number(self, source: Any) -> sizes.Written:
+        return self._computed(source) if isinstance(source, Node) else sizes.number(self, source)
+
+
+def _flat(values: Any) -> list[Any]:
+    return [x for v in values for x in _flat(v)] if isinstance(values, (tuple, list)) else [values]
 
 
 Emit = Callable[[Emitter, Node], Any]
@@ -212,7 +175,11 @@ Emit = Callable[[Emitter, Node], Any]
 
 
 def as_type(e: Emitter, source: Any, dtype: torch.dtype) -> str:
+    """The ONNX tensor for an argument, cast to `dtype`."""
     name = e.value(source, dtype)
-    if isinstance(source, Node) and e.type(source).dtype is not dtype:
-        return e.add("Cast", name, to=ELEMENT_TYPES[dtype])
-    return name
+    kind = e.types[source] if isinstance(source, Node) else None
+    return cast(e, name, dtype) if isinstance(kind, TensorType) and kind.dtype is not dtype else name
+
+
+def cast(e: Emitter, tensor: str, dtype: torch.dtype) -> str:
+    return e.add("Cast", tensor, to=ELEMENT_TYPES[dtype])

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from autocompress.export.emitter import ELEMENT_TYPES, Emit, Emitter, as_type
+from autocompress.export.emitter import Emit, Emitter, as_type
 from autocompress.export.moves import MOVES
+from autocompress.export.types import ELEMENT_TYPES
 from autocompress.graph.calls import arguments
 
 aten = torch.ops.aten

@@ -1,9 +1,10 @@
 """torch's own ONNX exporters, in memory and without their chatter."""
 
+import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 from unittest.mock import patch
@@ -12,39 +13,57 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from autocompress.export.emitter import BATCH, OPSET, OUTPUT
+from autocompress.export.writer import BATCH, OPSET
+
+Axes = Sequence[Mapping[int, str]]
+"""The names of the free axes of every input."""
 
 
 def export_by_tracing(
-    model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], *, free_batch: bool = True
+    model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], outputs: Sequence[str], free: Axes
 ) -> onnx.ModelProto:
     """By the older exporter: a fraction of a second, no further packages, fewer models."""
-    axes = {name: {0: BATCH} for name, x in zip(names, inputs, strict=True) if x.dim()}
+    axes = {name: dict(axes) for name, axes in zip(names, free, strict=True) if axes}
+    if axes:
+        axes |= {output: {0: BATCH} for output in outputs}
     file: Any = io.BytesIO()
-    with _quiet():
+    with quiet():
         torch.onnx.export(
             model, tuple(inputs), file, dynamo=False, opset_version=OPSET, input_names=list(names),
-            output_names=[OUTPUT], dynamic_axes={**axes, OUTPUT: {0: BATCH}} if free_batch else None,
+            output_names=list(outputs), dynamic_axes=axes or None,
         )  # fmt: skip
     return onnx.load_from_string(file.getvalue())
 
 
 def export_by_capture(
-    model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], *, free_batch: bool = True
+    model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], outputs: Sequence[str], free: Axes
 ) -> onnx.ModelProto:
     """By the newer exporter (torch.export and onnxscript): seconds, more models."""
-    shapes = tuple({0: torch.export.Dim.AUTO} if x.dim() else {} for x in inputs)
-    with _quiet():
+    shapes: Any = tuple({axis: torch.export.Dim.AUTO for axis in axes} for axes in free)
+    if takes_any_number(model):
+        shapes = (shapes,)
+    with quiet():
         program: Any = torch.onnx.export(
-            model, tuple(inputs), dynamo=True, verbose=False, input_names=list(names), output_names=[OUTPUT],
-            dynamic_shapes=shapes if free_batch else None,
+            model, tuple(inputs), dynamo=True, verbose=False, input_names=list(names), output_names=list(outputs),
+            dynamic_shapes=shapes if any(free) else None,
         )  # fmt: skip
     proto: onnx.ModelProto = program.model_proto
     return proto
 
 
+def takes_any_number(model: nn.Module) -> bool:
+    """Whether forward is `forward(*inputs)`, whose shapes torch.export wants as one tuple."""
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    return kinds == [inspect.Parameter.VAR_POSITIONAL]
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error that says something."""
+    return next((line.strip()[:240] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No warnings, log lines or graph dumps; PyTorch's fused attention path, which ONNX lacks, is off meanwhile."""
     fused = torch.backends.mha.get_fastpath_enabled()
     disabled = logging.root.manager.disable
