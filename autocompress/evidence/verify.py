@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,8 +21,7 @@ from autocompress.evidence.card import Card, Parity, read_card
 from autocompress.evidence.scores import top1
 from autocompress.export.onnx import plain_onnx
 from autocompress.graph.trace import capture, fingerprint
-from autocompress.task.batches import as_tuple
-from autocompress.task.checks import first_batch
+from autocompress.task.batches import as_tuple, first_batches
 from autocompress.task.task import Loader, Predict, Score, Task
 from autocompress.vocabulary.errors import RunError, UntimedError, VerificationError
 from autocompress.vocabulary.workload import DType, Latency
@@ -186,7 +185,7 @@ def provider_counts(session: Session) -> dict[str, int]:
 
 def validation_samples(task: Task, count: int = SAMPLES) -> tuple[NDArray[np.generic], ...]:
     """The first samples of the validation split, as the runtime takes them."""
-    inputs, _ = first_batch("validation", task.validation)
+    inputs = as_tuple(first_batches("validation", task.validation, 1)[0][0])
     return tuple(tensor[:count].numpy() for tensor in inputs)
 
 
@@ -197,9 +196,9 @@ def _told(predict: Predict, task: Task, progress: Progress | None) -> Predict:
         return predict
     done = 0
 
-    def told(*inputs: torch.Tensor) -> torch.Tensor:
+    def told(*inputs: Any, **named: Any) -> Any:
         nonlocal done
-        outputs = predict(*inputs)
+        outputs = predict(*inputs, **named)
         done += 1
         progress(min(done, whole), whole)
         return outputs
@@ -278,7 +277,7 @@ def _shown(score: Score) -> str:
 
 def exported_outputs(model: torch.nn.Module, loader: Loader, count: int = SAMPLES) -> tuple[tuple[float, ...], ...]:
     """A torch model's outputs for the first samples of a split, each flattened, for its card."""
-    inputs: Sequence[torch.Tensor] = first_batch("validation", loader)[0]
+    inputs = as_tuple(first_batches("validation", loader, 1)[0][0])
     with torch.no_grad():
         outputs = model(*(tensor[:count] for tensor in inputs))
     return tuple(tuple(row) for row in outputs.reshape(len(outputs), -1).tolist())

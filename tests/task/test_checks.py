@@ -35,6 +35,7 @@ def test_a_good_task_passes_and_keeps_its_mode() -> None:
 def test_two_inputs_are_understood() -> None:
     check_task(
         a_task(
+            model=torch.nn.Bilinear(4, 2, 3),
             example_inputs=(torch.zeros(1, 4), torch.zeros(1, 2)),
             validation=[((BATCH[0], torch.zeros(2, 2)), BATCH[1])],
         )
@@ -45,8 +46,12 @@ def test_two_inputs_are_understood() -> None:
     ("changes", "line"),
     [
         ({"model": "resnet"}, "Task.model is a str"),
-        ({"example_inputs": [1, 2]}, "Task.example_inputs holds a int"),
-        ({"example_inputs": torch.tensor(1.0)}, "without a batch dimension"),
+        ({"example_inputs": [1, 2]}, r"can't be given to the model: too many .* forward takes \(input"),
+        ({"example_inputs": [1]}, "Task.example_inputs holds no tensor"),
+        ({"example_inputs": torch.tensor(1.0)}, r"does not run on Task.example_inputs \(a batch of \(\) float32\): "),
+        ({"example_inputs": {"x": torch.zeros(1, 4)}}, "missing a required argument: 'input'"),
+        ({"validation": [({"x": BATCH[0]}, BATCH[1])]}, "Task.validation yields other inputs .*: missing a required"),
+        ({"test": [(BATCH[0].double(), BATCH[1])]}, r"yields input as \(2, 4\) float64 but .* has \(1, 4\) float32"),
         ({"validation": None}, "Task.validation is missing"),
         ({"validation": []}, "Task.validation is empty"),
         ({"test": []}, "Task.test is empty"),
@@ -59,7 +64,10 @@ def test_two_inputs_are_understood() -> None:
         ({"validation": [(BATCH[0], torch.zeros(3))]}, "yields 2 inputs with 3 targets"),
         ({"score": score_of(float("nan"))}, "score of the original model is nan"),
         ({"score": lambda predict, loader: 0.5}, r"Task.score returns a float; return autocompress.Score"),
-        ({"score": lambda predict, loader: 1 / 0}, "Task.score fails on a validation batch: ZeroDivisionError"),
+        (
+            {"score": lambda predict, loader: 1 / 0},
+            "Task.score fails on a validation batch of .* float32: ZeroDivisionError",
+        ),
     ],
 )
 def test_each_mistake_has_its_line(changes: dict[str, Any], line: str) -> None:
