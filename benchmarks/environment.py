@@ -2,12 +2,13 @@
 
 import os
 import platform
-from importlib.metadata import version
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
-def environment() -> dict[str, str | int]:
-    """Processor, cores and the versions of what computes; no host name, no path."""
+def environment(others: Iterable[str] = ()) -> dict[str, str | int]:
+    """Processor, cores and the versions of what computes, `others` too where installed; no host name, no path."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -22,4 +23,12 @@ def environment() -> dict[str, str | int]:
         "cores": os.cpu_count() or 1,
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
+        **{name: found for name in others if (found := _installed(name))},
     }
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
