@@ -15,8 +15,11 @@ from autocompress.graph.cut import cut, silence
 from autocompress.graph.types import Graph, Member
 
 
-def joint_difference(model: nn.Module, graph: Graph, inputs: Any, draw: random.Random) -> tuple[None, dict[str, Any]]:
-    """Largest relative difference in float64, random channels of every free group gone.
+def joint_difference(
+    model: nn.Module, graph: Graph, inputs: Any, flat: tuple[Tensor, ...], draw: random.Random
+) -> tuple[None, dict[str, Any]]:
+    """Largest relative difference in float64, random channels of every free group gone. `inputs` are as the user gives
+    them, `flat` the same as the lifted model takes them.
 
     `against` says with what: the user's module, its parameters found by name (or, renamed, by value); or the project's
     own silenced copy, where a parameter was made of several, or a norm must be taken over the kept channels alone.
@@ -27,26 +30,26 @@ def joint_difference(model: nn.Module, graph: Graph, inputs: Any, draw: random.R
     }
     if not kept:
         return None, {"difference": 0.0, "against": "nothing to cut"}
-    given = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
+    inputs, flat = (tree_map_only(Tensor, _double, given) for given in (inputs, flat))
     shorter = copy.deepcopy(graph.model).double()
     cut(shorter, graph, kept)
     silenced, why = _silenced_user(model, graph, kept)
     with torch.no_grad():
-        found = _tensors(shorter(*_flat(given)))
+        found = _tensors(shorter(*flat))
         if silenced is None:
             own = copy.deepcopy(graph.model).double()
             for name, channels in kept.items():
                 gone = [c for c in range(graph.groups[name].channels) if c not in set(channels)]
                 silence(own, graph.groups[name], gone)
-            expected = _tensors(own(*_flat(given)))
+            expected = _tensors(own(*flat))
         else:
-            expected = _tensors(call(silenced, given))
+            expected = _tensors(call(silenced, inputs))
     said = {"difference": _difference(expected, found), "against": "own" if silenced is None else "user"}
     return None, said | ({"why": why} if why else {})
 
 
-def _flat(inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(inputs.values()) if isinstance(inputs, dict) else tuple(inputs)
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

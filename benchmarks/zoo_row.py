@@ -30,11 +30,15 @@ from autocompress.compression.plan import Plan, Step
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import Graph, trace
 from autocompress.graph.kernels import kernels_of
+from autocompress.task.calling import calling_of, flat_model
+from autocompress.task.task import Task
 from autocompress.vocabulary.errors import AutocompressError
 from autocompress.vocabulary.workload import DType, Kernel, total_macs
 
 BATCHES = (1, 2, 3)
 Row = dict[str, Any]
+Flat = Callable[[Any], tuple[Tensor, ...]]
+"""Inputs as the user gives them → as the lifted model takes them."""
 
 
 class Report:
@@ -88,18 +92,19 @@ def inspect(name: str, path: Path, seed: int = 0) -> None:
     if model is None:
         return
     inputs = {batch: architecture.inputs(batch) for batch in BATCHES}
-    graph: Graph | None = report.step("trace", _traced, model, inputs[1])
-    if graph is None:
+    traced = report.step("trace", _traced, model, inputs)
+    if traced is None:
         return
+    graph, flat = traced
     halved = _halved(graph)
-    report.step("equal", _equal, model, graph, inputs)
+    report.step("equal", _equal, model, graph, inputs, flat)
     report.step("macs", _macs, model, graph, inputs[1])
     report.step("groups", _groups, graph)
     report.step("halved", _priced, graph, halved)
-    report.step("joint", joint_difference, model, graph, inputs[3], random.Random(seed))
-    report.step("export", _exported, graph, Plan(graph.fingerprint), inputs, model)
-    report.step("export_halved", _exported, graph, halved, inputs, None)
-    report.step("int8", _int8, graph, inputs)
+    report.step("joint", joint_difference, model, graph, inputs[3], flat(inputs[3]), random.Random(seed))
+    report.step("export", _exported, graph, Plan(graph.fingerprint), inputs, flat, model)
+    report.step("export_halved", _exported, graph, halved, inputs, flat, None)
+    report.step("int8", _int8, graph, flat(inputs[3]))
 
 
 def _made(name: str, seed: int) -> tuple[nn.Module, Row]:
@@ -107,17 +112,19 @@ def _made(name: str, seed: int) -> tuple[nn.Module, Row]:
     return model, {"parameters": sum(p.numel() for p in model.parameters())}
 
 
-def _traced(model: nn.Module, inputs: Any) -> tuple[Graph, Row]:
-    return trace(model, inputs), {}
+def _traced(model: nn.Module, inputs: Mapping[int, Any]) -> tuple[tuple[Graph, Flat], Row]:
+    """As a task's model is traced: how it is called is learnt from batches of several sizes."""
+    calling = calling_of(Task(model, inputs[1], validation=[(inputs[batch], None) for batch in (2, 3)]))
+
+    def flat(given: Any) -> tuple[Tensor, ...]:
+        return calling.flat(**given) if isinstance(given, dict) else calling.flat(*given)
+
+    return (trace(flat_model(model, calling), calling.examples), flat), {}
 
 
 def tensors(outputs: Any) -> list[Tensor]:
     """The tensors of whatever a model returns, in order."""
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-
-
-def flat(inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(inputs.values()) if isinstance(inputs, dict) else tuple(inputs)
 
 
 def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
@@ -135,7 +142,7 @@ def _relative(expected: Tensor, found: Tensor) -> float:
     return worst if worst == worst else float("inf")
 
 
-def _equal(model: nn.Module, graph: Graph, inputs: Mapping[int, Any]) -> tuple[None, Row]:
+def _equal(model: nn.Module, graph: Graph, inputs: Mapping[int, Any], flat: Flat) -> tuple[None, Row]:
     found = {}
     for batch, given in inputs.items():
         with torch.no_grad():
@@ -202,7 +209,9 @@ def _differing(priced: Mapping[str, Kernel], built: Mapping[str, Kernel]) -> lis
     return sorted(name for name in {*priced, *built} if priced.get(name) != built.get(name))
 
 
-def _exported(graph: Graph, plan: Plan, inputs: Mapping[int, Any], user: nn.Module | None) -> tuple[None, Row]:
+def _exported(
+    graph: Graph, plan: Plan, inputs: Mapping[int, Any], flat: Flat, user: nn.Module | None
+) -> tuple[None, Row]:
     """Parity of the file with the user's module (or, of a cut model, with the model that was built) per batch size."""
     with tempfile.TemporaryDirectory() as folder:
         built = build(plan, graph)
@@ -229,7 +238,7 @@ def _run(session: ort.InferenceSession, inputs: tuple[Tensor, ...]) -> list[Tens
     return [torch.from_numpy(np.asarray(array)) for array in session.run(None, named)]
 
 
-def _int8(graph: Graph, inputs: Mapping[int, Any]) -> tuple[None, Row]:
+def _int8(graph: Graph, inputs: tuple[Tensor, ...]) -> tuple[None, Row]:
     """Root mean square of file less simulation, over the range of the output; every layer that may be is int8."""
     layers = QuantizeMethod().targets(graph)
     plan = Plan(graph.fingerprint, tuple(Step(name, Quantize(DType.INT8)) for name in layers))
@@ -237,8 +246,8 @@ def _int8(graph: Graph, inputs: Mapping[int, Any]) -> tuple[None, Row]:
         built = build(plan, graph)
         session = _session(to_onnx(built, Path(folder) / "int8.onnx", plan.key).path)
         with torch.no_grad():
-            expected = tensors(built(*flat(inputs[3])))
-        found = _run(session, flat(inputs[3]))
+            expected = tensors(built(*inputs))
+        found = _run(session, inputs)
     pairs = zip(expected, found, strict=True)
     return None, {"layers": len(layers), "of": len(graph.layers), "rms": max(_rms(a, b) for a, b in pairs)}
 

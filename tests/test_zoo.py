@@ -79,12 +79,12 @@ def test_the_oracle_refuses_a_group_that_is_wired_wrongly(benchmark: Any) -> Non
     model = zoo.make("plain.lenet")
     inputs = zoo.PLAIN["plain.lenet"].inputs(3)
     graph = graphs.trace(copy.deepcopy(model), inputs)
-    right = oracle.joint_difference(model, graph, inputs, random.Random(0))[1]
+    right = oracle.joint_difference(model, graph, inputs, inputs, random.Random(0))[1]
     assert right["difference"] < 1e-12 and right["against"] == "user"
     name, group = next(iter(graph.free_groups.items()))
     members = tuple(m if m.produces else replace(m, index=m.index[1:] + m.index[:1]) for m in group.members)
     wrong = replace(graph, groups={**graph.groups, name: replace(group, members=members)})
-    assert oracle.joint_difference(model, wrong, inputs, random.Random(0))[1]["difference"] > 1e-3
+    assert oracle.joint_difference(model, wrong, inputs, inputs, random.Random(0))[1]["difference"] > 1e-3
 
 
 @pytest.mark.parametrize(
