@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "autocompress"
 
-FLOW = ("vocabulary", "task", "graph", "devices", "profiles", "compression", "export", "evidence", "search", "report",
-        "cli", "__init__")  # fmt: skip
+FLOW = ("vocabulary", "translation", "task", "graph", "devices", "profiles", "compression", "export", "evidence",
+        "search", "report", "cli", "__init__")  # fmt: skip
 """The package's folders, each importing only from those before it."""
 MODEL_SIDE = {"graph", "compression", "export"}
 DEVICE_SIDE = {"devices", "profiles"}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from autocompress.devices._torch_graph import Program
+    from autocompress.translation.program import Program
 
 INSTALL = "pip install torch"
 _PROFILE_WARMUP = 2
@@ -145,7 +145,8 @@ class TorchDevice:
         return TorchSession(self, path, _read(self, path), threads)
 
     def profile(self, path: Path, inputs: Sequence[Array], runs: int) -> list[NodeTime]:
-        from autocompress.devices._torch_graph import Clocked, sources
+        from autocompress.devices._torch_graph import Clocked
+        from autocompress.translation.writer import sources
 
         called = TorchDevice(str(Variant(self.parsed.hardware, "", self.parsed.precision)))
         with TorchSession(called, path, _read(self, path), 1).on(inputs) as (module, tensors):
@@ -183,9 +184,9 @@ class TorchSession:
             return event_times(run, runs) if self._device.parsed.hardware == "cuda" else stopwatch(run, runs)
 
     def providers(self) -> dict[str, str]:
-        from autocompress.devices._torch_graph import sources
+        from autocompress.translation.writer import sources
 
-        module = self._program.module([_one_sample(entry.shape) for entry in self._program.inputs])
+        module = _written(self._program, [_one_sample(entry.shape) for entry in self._program.inputs])
         return {source.name: self._device.provider for source in sources(module).values()}
 
     @contextmanager
@@ -224,9 +225,16 @@ def _read(device: TorchDevice, path: Path) -> "Program":
     lacking = _lacking(device.parsed) if find_spec("torch") is not None else ("torch is not installed", INSTALL)
     if lacking is not None:
         raise DeviceError(f"{device.name} can't be opened: {lacking[0]}; it takes {lacking[1]}")
-    from autocompress.devices._torch_graph import Program
+    from autocompress.translation.program import Program, TranslationError
 
-    return Program(path)
+    try:
+        return Program(path)
+    except TranslationError as error:
+        raise _untranslated(path, error) from error
+
+
+def _untranslated(path: Path, error: Exception) -> DeviceError:
+    return DeviceError(f"torch can't load {path}: {error}; time the model on another device, such as ort:cpu")
 
 
 def _made(variant: Variant, program: "Program", tensors: Sequence["Tensor"]) -> Callable[..., "Tensor"]:
@@ -236,7 +244,7 @@ def _made(variant: Variant, program: "Program", tensors: Sequence["Tensor"]) -> 
     from autocompress.devices._torch_cuda import WARMUP, Captured
     from autocompress.devices._torch_graph import with_floats
 
-    module = program.module([tuple(x.shape) for x in tensors])
+    module = _written(program, [tuple(x.shape) for x in tensors])
     if variant.precision in _FLOATS:
         module = with_floats(module, getattr(torch, _FLOATS[variant.precision]))
     ready: Callable[..., Tensor] = module.to(_place(variant))
@@ -247,6 +255,15 @@ def _made(variant: Variant, program: "Program", tensors: Sequence["Tensor"]) -> 
     for _ in range(WARMUP):
         ready(*tensors)
     return ready
+
+
+def _written(program: "Program", shapes: Sequence[tuple[int, ...]]) -> "torch.fx.GraphModule":
+    from autocompress.translation.program import TranslationError
+
+    try:
+        return program.module(shapes)
+    except TranslationError as error:
+        raise _untranslated(program.path, error) from error
 
 
 _FLOATS = {"fp16": "float16", "bf16": "bfloat16"}
