@@ -48,6 +48,16 @@ class Emitter(Writer):
             raise ExportError(f"node {source.name} is a second result that ONNX has no form for: don't use it")
         return name
 
+    def cast_to(self, source: Any, dtype: torch.dtype) -> str:
+        """The ONNX tensor for an argument, in another type where it isn't of that."""
+        name = self.value(source, dtype)
+        kind = self.types[source] if isinstance(source, Node) else None
+        return cast(self, name, dtype) if isinstance(kind, TensorType) and kind.dtype is not dtype else name
+
+    def like(self, node: Any, number: float) -> str:
+        """A constant of a node's element type."""
+        return self.value(number, self.dtype(node))
+
     def type(self, node: Any) -> TensorType:
         found = self.types.get(node)
         if not isinstance(found, TensorType):
@@ -172,13 +182,6 @@ def _flat(values: Any) -> list[Any]:
 
 Emit = Callable[[Emitter, Node], Any]
 """Adds what computes a node and returns the name(s) of its value; None if it can't be written this way."""
-
-
-def as_type(e: Emitter, source: Any, dtype: torch.dtype) -> str:
-    """The ONNX tensor for an argument, cast to `dtype`."""
-    name = e.value(source, dtype)
-    kind = e.types[source] if isinstance(source, Node) else None
-    return cast(e, name, dtype) if isinstance(kind, TensorType) and kind.dtype is not dtype else name
 
 
 def cast(e: Emitter, tensor: str, dtype: torch.dtype) -> str:

@@ -9,6 +9,10 @@ from torch.fx import Node
 
 from autocompress.compression.fake_quant import FakeQuantize, QuantizedLayer
 from autocompress.export.emitter import Emit, Emitter
+from autocompress.export.functions.activations import prelu
+from autocompress.export.functions.normalising import group_norm, layer_norm, rms_norm
+from autocompress.export.functions.padding import padded
+from autocompress.export.functions.recurrent import emit_recurrent
 from autocompress.export.layout import channels_last, enters_channels_last
 
 
@@ -35,16 +39,30 @@ def _dequantized(e: Emitter, name: str, steps: Tensor, scale: Tensor, axis: int)
 
 
 def _convolution(e: Emitter, node: Node, layer: Any) -> str | None:
-    pads = _pads(layer)
-    if layer.padding_mode != "zeros" or pads is None:
-        return None
-    return e.add(
-        "Conv", e.value(node.args[0]), *_weight_and_bias(e, node, layer),
+    """Padding that isn't zeros is an operator before it; a map without a batch axis gets one meanwhile."""
+    source: Any = node.args[0]
+    if layer.padding_mode == "zeros":
+        x, pads = e.value(source), _pads(layer)
+    else:
+        pads = [0] * (2 * len(layer.kernel_size))
+        made = padded(e, source, layer._reversed_padding_repeated_twice, layer.padding_mode)
+        if made is None:
+            return None
+        x = made
+    return _batched(
+        e, node, layer, "Conv", x,
         kernel_shape=layer.kernel_size, strides=layer.stride, dilations=layer.dilation, group=layer.groups, pads=pads,
     )  # fmt: skip
 
 
-def _pads(layer: Any) -> list[int] | None:
+def _batched(e: Emitter, node: Node, layer: Any, op: str, x: str, **attributes: Any) -> str:
+    if e.rank(node) == len(layer.kernel_size) + 2:
+        return e.add(op, x, *_weight_and_bias(e, node, layer), **attributes)
+    made = e.add(op, e.add("Unsqueeze", x, e.integers(0)), *_weight_and_bias(e, node, layer), **attributes)
+    return e.add("Squeeze", made, e.integers(0))
+
+
+def _pads(layer: Any) -> list[int]:
     if layer.padding == "valid":
         return [0] * (2 * len(layer.kernel_size))
     if layer.padding == "same":
@@ -54,8 +72,8 @@ def _pads(layer: Any) -> list[int] | None:
 
 
 def _transposed_convolution(e: Emitter, node: Node, layer: Any) -> str:
-    return e.add(
-        "ConvTranspose", e.value(node.args[0]), *_weight_and_bias(e, node, layer),
+    return _batched(
+        e, node, layer, "ConvTranspose", e.value(node.args[0]),
         kernel_shape=layer.kernel_size, strides=layer.stride, dilations=layer.dilation, group=layer.groups,
         pads=list(layer.padding) * 2, output_padding=layer.output_padding,
     )  # fmt: skip
@@ -69,13 +87,40 @@ def _linear(e: Emitter, node: Node, layer: Any) -> str:
         return e.add("Gemm", x, *_weight_and_bias(e, node, layer), transB=1)
     if isinstance(layer, QuantizedLayer):
         rows = e.add_named(f"{node.target}/rows", "Reshape", x, e.integers(-1, layer.weight.shape[1]))
-        return e.add("Reshape", e.add("Gemm", rows, *_weight_and_bias(e, node, layer), transB=1), e.shape_of(node))
+        product = e.add("Gemm", rows, *_weight_and_bias(e, node, layer), transB=1)
+        return e.add("Reshape", product, _sequence_shape(e, node, layer))
     name = str(node.target)
-    product = e.add("MatMul", x, e.parameter(layer.weight.t(), f"{name}.weight"))
+    if _is_kept_otherwise(e, node, layer.weight):
+        weight = e.add_named(f"{name}.weight>t", "Transpose", e.parameter(layer.weight, f"{name}.weight"), perm=[1, 0])
+    else:
+        weight = e.parameter(layer.weight.t(), f"{name}.weight")
+    product = e.add("MatMul", x, weight)
     return product if layer.bias is None else e.add("Add", product, e.parameter(layer.bias, f"{name}.bias"))
 
 
-def _batch_norm(e: Emitter, node: Node, layer: Any) -> str:
+def _sequence_shape(e: Emitter, node: Node, layer: Any) -> str:
+    if len(e.type(node).free) <= 1:
+        return e.shape_of(node)
+    return e.vector([*e.dims(node.args[0])[:-1], layer.weight.shape[0]])
+
+
+def _is_kept_otherwise(e: Emitter, node: Node, weight: Tensor) -> bool:
+    """Whether another layer's weight is the same and stored as torch has it (an embedding tied to a head): it is stored
+    once, and the runtime turns it when the file is loaded."""
+    for other in e.model.graph.nodes:
+        module = e.model.get_submodule(str(other.target)) if other.op == "call_module" else None
+        found = getattr(module, "weight", None)
+        if other is node or isinstance(module, QuantizedLayer) or not isinstance(found, Tensor):
+            continue
+        turned = isinstance(module, nn.Linear) and e.rank(other.args[0]) != 2
+        if not turned and found.shape == weight.shape and (found is weight or torch.equal(found, weight)):
+            return True
+    return False
+
+
+def _batch_norm(e: Emitter, node: Node, layer: Any) -> str | None:
+    if layer.running_mean is None:
+        return None
     size, name = layer.running_mean.shape, str(node.target)
     weight = layer.weight if layer.weight is not None else torch.ones(size)
     bias = layer.bias if layer.bias is not None else torch.zeros(size)
@@ -84,26 +129,52 @@ def _batch_norm(e: Emitter, node: Node, layer: Any) -> str:
     return e.add("BatchNormalization", e.value(node.args[0]), *operands, epsilon=layer.eps)
 
 
+def _instance_norm(e: Emitter, node: Node, layer: Any) -> str | None:
+    """By statistics that were kept it is a batch norm."""
+    if layer.running_mean is not None:
+        return _batch_norm(e, node, layer)
+    source: Any = node.args[0]
+    if e.rank(source) != {"1": 3, "2": 4, "3": 5}.get(type(layer).__name__[-2:-1], e.rank(source)):
+        return None
+    channels, name = e.type(source).one[1], str(node.target)
+    weight = layer.weight if layer.weight is not None else torch.ones(channels)
+    bias = layer.bias if layer.bias is not None else torch.zeros(channels)
+    operands = [e.parameter(weight, f"{name}.weight"), e.parameter(bias, f"{name}.bias")]
+    return e.add("InstanceNormalization", e.value(source), *operands, epsilon=layer.eps)
+
+
+def _affine(e: Emitter, node: Node, layer: Any, *shape: int) -> list[str | None]:
+    """A norm's weight and bias, as another shape if one is given."""
+    found = []
+    for key in ("weight", "bias"):
+        tensor = getattr(layer, key, None)
+        if tensor is not None and shape:
+            tensor = tensor.reshape(shape)
+        found.append(None if tensor is None else e.parameter(tensor, f"{node.target}.{key}"))
+    return found
+
+
 def _layer_norm(e: Emitter, node: Node, layer: Any) -> str:
-    name = str(node.target)
-    operands = [e.parameter(layer.weight, f"{name}.weight")]
-    if layer.bias is not None:
-        operands.append(e.parameter(layer.bias, f"{name}.bias"))
-    return e.add(
-        "LayerNormalization", e.value(node.args[0]), *operands, axis=-len(layer.normalized_shape), epsilon=layer.eps
-    )
+    weight, bias = _affine(e, node, layer)
+    return layer_norm(e, node.args[0], len(layer.normalized_shape), weight, bias, layer.eps)
+
+
+def _rms_norm(e: Emitter, node: Node, layer: Any) -> str:
+    weight, _ = _affine(e, node, layer)
+    return rms_norm(e, node.args[0], len(layer.normalized_shape), weight, layer.eps)
 
 
 def _group_norm(e: Emitter, node: Node, layer: Any) -> str:
-    """Instance norm over (batch, group, everything else), then the affine part channel by channel."""
-    groups, name = layer.num_groups, str(node.target)
-    grouped = e.add("Reshape", e.value(node.args[0]), e.integers(0, groups, -1))
-    ones, zeros = e.constant(np.ones(groups, np.float32)), e.constant(np.zeros(groups, np.float32))
-    normal = e.add("InstanceNormalization", grouped, ones, zeros, epsilon=layer.eps)
-    normal = e.add("Reshape", normal, e.shape_of(node))
-    view = (-1, *[1] * (e.rank(node) - 2))
-    scaled = e.add("Mul", normal, e.parameter(layer.weight.reshape(view), f"{name}.weight"))
-    return e.add("Add", scaled, e.parameter(layer.bias.reshape(view), f"{name}.bias"))
+    weight, bias = _affine(e, node, layer, -1, *[1] * (e.rank(node) - 2))
+    return group_norm(e, node.args[0], layer.num_groups, weight, bias, layer.eps)
+
+
+def _prelu(e: Emitter, node: Node, layer: Any) -> str:
+    source: Any = node.args[0]
+    slope = layer.weight
+    if slope.numel() > 1 and e.rank(source) > 2:
+        slope = slope.reshape(-1, *[1] * (e.rank(source) - 2))
+    return prelu(e, source, e.parameter(slope, f"{node.target}.weight"), 1)
 
 
 def _embedding(e: Emitter, node: Node, layer: Any) -> str:
@@ -128,9 +199,13 @@ _LAYERS: tuple[tuple[tuple[type[nn.Module], ...], Any], ...] = (
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed_convolution),
     ((nn.Linear,), _linear),
     ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
+    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _instance_norm),
     ((nn.LayerNorm,), _layer_norm),
+    ((nn.RMSNorm,), _rms_norm),
     ((nn.GroupNorm,), _group_norm),
+    ((nn.PReLU,), _prelu),
     ((nn.Embedding,), _embedding),
+    ((nn.LSTM, nn.GRU, nn.RNN), emit_recurrent),
 )
 
 

@@ -157,8 +157,14 @@ def types_of(model: GraphModule) -> tuple[dict[Node, Any], dict[Node, Tensor]]:
 
 
 def _run(model: GraphModule, constant: set[Node], inputs: dict[Node, TensorType], probe: int) -> _Typist:
-    typist = _Typist(model, constant)
-    typist.run(*zeros_of(inputs.values(), probe))
+    """Zeros are within any range of indices; where they are divided by, ones do."""
+    typist, zeros = _Typist(model, constant), zeros_of(inputs.values(), probe)
+    try:
+        typist.run(*zeros)
+    except RuntimeError as error:
+        if "ZeroDivisionError" not in str(error):
+            raise
+        typist.run(*(torch.ones_like(tensor) for tensor in zeros))
     return typist
 
 
