@@ -6,16 +6,14 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from autocompress.task.outputs import Outputs
-
 
 def outputs_and_features(
     model: GraphModule, inputs: tuple[Tensor, ...], nodes: Collection[str]
-) -> tuple[Outputs, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """What the model returns, and what the named nodes do on the way; nodes that it lacks are left out."""
     recorder = _Recorder(model, frozenset(nodes))
-    outputs: Outputs = recorder.run(*inputs)
-    return outputs, recorder.found
+    outputs = recorder.run(*inputs)
+    return outputs if isinstance(outputs, Tensor) else outputs[0], recorder.found
 
 
 class _Recorder(Interpreter):

@@ -3,7 +3,6 @@
 Peak rates come from a datasheet, so the times are estimates of the best case: nothing was measured.
 """
 
-import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from autocompress.vocabulary.errors import ProfileError, nearest
-from autocompress.vocabulary.workload import DType, Workload
+from autocompress.vocabulary.workload import WEIGHTED_OPS, DType, Workload
 
 _BYTES = {DType.FP32: 4, DType.INT8: 1}
 
@@ -37,17 +36,19 @@ class Rates(BaseModel):
 
 
 def roofline(workload: Workload, rates: Rates) -> float:
-    """Seconds of one kernel: the longer of computing, with channels rounded up, and moving its tensors, after a launch.
+    """Seconds of one kernel: the longer of computing, with a layer's channels rounded up, and moving its tensors, after
+    a launch. An operation that does not multiply is known by its bytes alone.
 
     A number format that the hardware lacks computes at the pace of its slowest. Williams, Waterman & Patterson,
     Roofline, CACM 2009.
     """
     w = workload
     multiple = rates.channel_multiple.get(w.dtype, 1)
-    padded = ceil_to(w.in_channels, multiple) * ceil_to(w.out_channels, multiple) / (w.in_channels * w.out_channels)
-    elements = w.in_channels * math.prod(w.size) + w.out_channels * math.prod(w.out_size) + w.weights
+    padded = 1.0
+    if w.op in WEIGHTED_OPS:
+        padded = ceil_to(w.in_channels, multiple) * ceil_to(w.out_channels, multiple) / (w.in_channels * w.out_channels)
     pace = rates.macs_per_s.get(w.dtype) or min(rates.macs_per_s.values())
-    return rates.launch_s + max(w.macs * padded / pace, elements * _BYTES[w.dtype] / rates.bytes_per_s)
+    return rates.launch_s + max(w.macs * padded / pace, w.elements * _BYTES[w.dtype] / rates.bytes_per_s)
 
 
 def read_rates(path: Path) -> Rates:

@@ -5,21 +5,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from itertools import chain
 
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from autocompress.graph.branches import find_branches, with_branches
 from autocompress.graph.check import check_group
 from autocompress.graph.groups import axis_classes, find_groups
-from autocompress.graph.kernels import Fused, fuse
+from autocompress.graph.kernels import Fused, Side, fuse
 from autocompress.graph.labels import CONVOLUTIONS, TRANSPOSED, label
 from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.trace import capture, fingerprint
 from autocompress.graph.types import Branch, Graph, Group, Layer, Member, Share
 from autocompress.vocabulary.errors import TraceError
-from autocompress.vocabulary.workload import Workload
 
 __all__ = ["Branch", "Graph", "Group", "Layer", "Member", "Share", "trace"]
 
@@ -87,7 +85,7 @@ def _with_kernels(graph: Graph) -> Graph:
     apply_exact(rewritten, graph.example_inputs)
     fused = fuse(rewritten, graph.example_inputs)
     gone = {
-        add: (*(k for k in fused.kernels if _started_in(k, branch, rewritten)), fused.holder[add])
+        add: (*(k for k, place in fused.places.items() if place.node in branch.nodes), fused.holder[add])
         for add, branch in graph.branches.items()
     }
     shortcuts = {add: fused.holder[branch.shortcut] for add, branch in graph.branches.items()}
@@ -100,50 +98,30 @@ def _with_kernels(graph: Graph) -> Graph:
     )
 
 
-def _started_in(kernel: str, branch: Branch, model: GraphModule) -> bool:
-    return any(
-        n.name in branch.nodes and kernel == (str(n.target) if n.op == "call_module" else n.name)
-        for n in model.graph.nodes
-    )
-
-
 def _shares(graph: Graph, fused: Fused) -> dict[str, dict[str, Share]]:
-    """How often each channel of a group lies on the channel axes of every kernel."""
+    """How often each channel of a group lies on the axes of every kernel."""
     group_of = {number: group.id for group in graph.groups.values() for number in group.classes}
-    nodes = {node.name: node for node in graph.model.graph.nodes}
-    made_by: dict[str, Node] = {}
-    for name, holder in fused.holder.items():
-        if name in nodes and isinstance(nodes[name].meta["val"], Tensor):
-            made_by.setdefault(holder, nodes[name])
     shares: dict[str, dict[str, Share]] = {name: {} for name in graph.groups}
     for name, kernel in fused.kernels.items():
-        sources = fused.sources[name] if kernel.workload.op == "concat" else fused.sources[name][:1]
-        read = [_along_axes(graph, nodes.get(source), kernel.workload, group_of) for source in sources]
-        made = _along_axes(graph, made_by.get(name), kernel.workload, group_of)
+        read = _along_axes(graph, fused.places[name].reads, group_of)
+        made = _along_axes(graph, fused.places[name].makes, group_of)
         depthwise = kernel.workload.groups > 1 and kernel.workload.groups == kernel.workload.in_channels
-        for group in {g for axis in (*chain(*read), *made) for g in axis}:
+        for group in {g for axis in (*read, *made) for g in axis}:
             channels = graph.groups[group].channels
-            inputs = sum(axes[0][group] for axes in read if axes) // channels
-            outputs = (made[0][group] if made else 0) // channels
-            size = tuple(axis[group] // channels for axis in (read[0][1:] if read else ()))
-            out_size = tuple(axis[group] // channels for axis in made[1:])
+            inputs, *size = (axis[group] / channels for axis in read)
+            outputs, *out_size = (axis[group] / channels for axis in made)
             shares[group][name] = Share(
                 inputs,
                 outputs,
                 inputs if depthwise else 0,
-                size if any(size) else (),
-                out_size if any(out_size) else (),
+                tuple(size) if any(size) else (),
+                tuple(out_size) if any(out_size) else (),
             )
     return shares
 
 
-def _along_axes(graph: Graph, node: Node | None, workload: Workload, group_of: Mapping[int, str]) -> list[Counter[str]]:
-    """How often each group lies along a node's channel axis, then along its other axes as Workload orders them."""
-    if node is None or not isinstance(node.meta["val"], Tensor):
-        return []
-    rank = node.meta["val"].dim()
-    convolves = workload.op in ("conv", "conv_transpose")
-    channel = rank - 1 if workload.op == "linear" or (rank == 3 and not convolves) else 1
-    order = [channel, *(axis for axis in range(1, rank) if axis != channel)]
-    axes = graph.classes.get(node.name, {})
-    return [Counter(group_of[c] for c in axes.get(axis, ()) if c in group_of) for axis in order]
+def _along_axes(graph: Graph, side: Side, group_of: Mapping[int, str]) -> list[Counter[str]]:
+    """How often each group lies along the axes of a node's value, channels first; on none, where it has none."""
+    axes = graph.classes.get(side.node, {})
+    found = [Counter(group_of[c] for c in axes.get(axis, ()) if c in group_of) for axis in side.axes]
+    return found or [Counter()]

@@ -1,28 +1,83 @@
 """Kernels of a lifted model: what a runtime executes after it has fused normalisation and activations."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from autocompress.graph.calls import arguments, calls, getitem
 from autocompress.graph.labels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
-from autocompress.graph.operators import TABLE, Passage
-from autocompress.graph.trace import is_call
-from autocompress.vocabulary.workload import Kernel, Workload
+from autocompress.graph.operators import TABLE
+from autocompress.graph.products import Product, operand, product_of, recurrent_window
+from autocompress.vocabulary.workload import WEIGHTED_OPS, Kernel, Workload, layer_of
 
 _FUSES_ACTIVATION = ("conv", "conv_transpose", "linear", "add")
+
+_NORMS = (
+    *BATCH_NORMS, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU,
+)  # fmt: skip
+"""Modules whose channels are axis 1, whatever the rank."""
+
+_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.Embedding)
+"""Modules whose channels are the last axis."""
+
+_MODULE_OPS: dict[type[nn.Module], str] = {
+    **dict.fromkeys(CONVOLUTIONS, "conv"),
+    **dict.fromkeys(TRANSPOSED, "conv_transpose"),
+    **dict.fromkeys(BATCH_NORMS, "batch_norm"),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), "instance_norm"),
+    nn.Linear: "linear",
+    nn.LayerNorm: "layer_norm",
+    nn.RMSNorm: "rms_norm",
+    nn.GroupNorm: "group_norm",
+    nn.Embedding: "embedding",
+    nn.LSTM: "lstm",
+    nn.GRU: "gru",
+    nn.RNN: "rnn",
+}
+
+_TABLED = frozenset(row.kernel for row in TABLE.values() if row.kernel) | WEIGHTED_OPS
+"""Kernels of known kinds: what merely bears such a name by ATen is not one of them."""
+
+KNOWN_OPS = _TABLED | frozenset(_MODULE_OPS.values())
+"""Kernels whose kind the project knows; any other is an operator of that name."""
+
+
+class Side(NamedTuple):
+    """One side of a workload: a node, the axes of its value in the order channels, positions, and their sizes."""
+
+    node: str
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        return self.sizes[0] if self.sizes else 1
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        return self.sizes[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The node that a kernel begins with, and what the two sides of its workload are about."""
+
+    node: str
+    reads: Side
+    makes: Side
 
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """Kernels by name; `holder[node]` is the kernel (or graph input) that ends up making a node's output, and
-    `sources[kernel]` are the nodes that the kernel reads."""
+    """Kernels by name, each with its place; `holder[node]` is the kernel (or graph input) that ends up making a node's
+    output."""
 
     kernels: dict[str, Kernel]
+    places: dict[str, Place]
     holder: dict[str, str]
-    sources: dict[str, tuple[str, ...]]
 
 
 def kernels_of(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> dict[str, Kernel]:
@@ -33,127 +88,220 @@ def kernels_of(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> dict[s
 def fuse(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> Fused:
     """Kernels of a model, and which nodes went into them.
 
-    A kernel is named after its module (a part `fc.1` of a factorised layer `fc`: `fc#2`) or its node. Batch norm and an
-    only reader's activation disappear into the kernel before them; modules that only simulate quantisation and
-    operators that only rename are transparent.
+    A kernel is named after its module (a part `fc.1` of a factorised layer `fc`: `fc#2`) or its node; where a module
+    has the node's name already, `NODE:call`, and a graph input `NODE:input`. Batch norm and an only reader's activation
+    disappear into the kernel before them; modules that only simulate quantisation and operators that only rename are
+    transparent. An operator that the table lacks is a kernel by its own name.
     """
-    shapes = _shapes(model, example_inputs)
-    parts = _parts(model)
-    holder: dict[Node, str] = {}
-    kernels: dict[str, Kernel] = {}
-    read: dict[str, tuple[str, ...]] = {}
+    walk = _Walk(model, _shapes(model, example_inputs), _names(model), _traced_batch(model))
     for node in model.graph.nodes:
-        if node.op == "placeholder":
-            holder[node] = node.name
-            continue
-        if node.op in ("get_attr", "output") or node not in shapes:
-            continue
-        sources = [i for i in node.all_input_nodes if i in holder]
-        if not sources:
-            continue
-        absorbed = _absorbed(model, node, kernels, holder)
-        if absorbed is not None:
-            holder[node] = absorbed
-            continue
-        name, layer = (
-            parts.get(str(node.target), (str(node.target),) * 2) if node.op == "call_module" else (node.name,) * 2
-        )
-        inputs = tuple(dict.fromkeys(holder[i] for i in sources))
-        kernels[name] = Kernel(name, layer, inputs, _workload(model, node, sources, shapes))
-        read[name] = tuple(i.name for i in sources)
-        holder[node] = name
-    made = {node.name: name for node, name in holder.items()}
+        walk.visit(node)
+    made = {node.name: name for node, name in walk.holder.items()}
     gone = {old: made[new] for old, new in model.meta.get("replaced", {}).items() if new in made}
-    return Fused(kernels, made | gone, read)
+    return Fused(walk.kernels, walk.places, made | gone)
 
 
-def _parts(model: GraphModule) -> dict[str, tuple[str, str]]:
-    """Module target of a factorised layer's part → (kernel name, layer)."""
+def _names(model: GraphModule) -> dict[Node, tuple[str, str]]:
+    """Node → (name, layer) of the kernel that it would begin."""
     factorised: dict[str, tuple[str, ...]] = model.meta.get("factorised", {})
-    return {t: (f"{layer}#{i}", layer) for layer, targets in factorised.items() for i, t in enumerate(targets, 1)}
+    parts = {
+        part: (f"{call}#{number}", layer_of(call))
+        for call, its_parts in factorised.items()
+        for number, part in enumerate(its_parts, 1)
+    }
+    called = [n for n in model.graph.nodes if n.op == "call_module" and not _rounds(model, n)]
+    modules = {n: parts.get(str(n.target), (str(n.target), layer_of(str(n.target)))) for n in called}
+    taken = {name for name, _ in modules.values()}
+    names = dict(modules)
+    for node in model.graph.nodes:
+        if node not in modules:
+            kind = "input" if node.op == "placeholder" else "call"
+            names[node] = (f"{node.name}:{kind}" if node.name in taken else node.name,) * 2
+    return names
 
 
-class _Shapes(torch.fx.Interpreter):
+def _rounds(model: GraphModule, node: Node) -> bool:
+    """Whether a module only simulates quantisation."""
+    return type(model.get_submodule(str(node.target))).__name__ == "FakeQuantize"
+
+
+class _Recorder(torch.fx.Interpreter):
     def __init__(self, model: GraphModule) -> None:
         super().__init__(model)
-        self.shapes: dict[Node, tuple[int, ...]] = {}
+        self.shapes: dict[Node, Any] = {}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        first = value[0] if isinstance(value, (tuple, list)) and value else value
-        if isinstance(first, Tensor):
-            self.shapes[n] = tuple(first.shape)
+        self.shapes[n] = _shape(value)
         return value
 
 
-def _shapes(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> dict[Node, tuple[int, ...]]:
-    interpreter = _Shapes(model)
-    with torch.no_grad():
-        interpreter.run(*(t[:1] if t.dim() else t for t in example_inputs))
-    return interpreter.shapes
-
-
-def _absorbed(model: GraphModule, node: Node, kernels: dict[str, Kernel], holder: dict[Node, str]) -> str | None:
-    """The kernel that swallows this node, if one does; its `fused` is extended for an activation."""
-    source = next(i for i in node.all_input_nodes if i in holder)
-    name = holder[source]
-    before = kernels.get(name)
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        if type(module).__name__ == "FakeQuantize":
-            return name
-        fusable = before is not None and before.workload.op in ("conv", "conv_transpose") and len(source.users) == 1
-        return name if isinstance(module, BATCH_NORMS) and fusable else None
-    row = TABLE.get(node.target)
-    if row is None or row.kernel is None:
-        return name
-    if row.activation and before is not None and before.workload.op in _FUSES_ACTIVATION and len(source.users) == 1:
-        kernels[name] = before.with_workload(fused=(*before.workload.fused, row.kernel))
-        return name
+def _shape(value: Any) -> Any:
+    """The shape of a tensor, those of several in a list, None for what is neither."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (tuple, list)):
+        return [_shape(each) for each in value]
     return None
 
 
-def _workload(model: GraphModule, node: Node, sources: list[Node], shapes: dict[Node, tuple[int, ...]]) -> Workload:
-    source, result = shapes[sources[0]], shapes[node]
-    if node.op == "call_module":
-        return _module_workload(model.get_submodule(str(node.target)), source, result)
-    row = TABLE.get(node.target)
-    op = row.kernel if row is not None and row.kernel else str(node.target).split(".")[1]
-    channel_in, size_in = _split_shape(source)
-    channel_out, size_out = _split_shape(result)
-    if op == "concat":
-        channel_in = sum(_split_shape(shapes[i])[0] for i in sources)
-    window = _window(node) if row is not None and row.passage is Passage.PER_CHANNEL else ()
-    return Workload(op, channel_in, channel_out, size_in, size_out, window)
+def _first(shape: Any) -> tuple[int, ...] | None:
+    return (_first(shape[0]) if shape else None) if isinstance(shape, list) else shape
 
 
-def _window(node: Node) -> tuple[int, ...]:
-    if is_call(node, torch.ops.aten.max_pool2d.default, torch.ops.aten.avg_pool2d.default):
-        return tuple(int(k) for k in node.args[1])  # type: ignore[union-attr, arg-type]
-    return ()
+def _traced_batch(model: GraphModule) -> int:
+    """The batch size that meta["val"] is about."""
+    inputs = (_first(_shape(node.meta.get("val"))) for node in model.graph.nodes if node.op == "placeholder")
+    return next((shape[0] for shape in inputs if shape), 2)
 
 
-def _split_shape(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """(channels, positions) of a batch-1 shape: (1, C, H, W), (1, T, C) and (1, C)."""
-    if len(shape) <= 1:
-        return 1, ()
-    if len(shape) == 3:
-        return shape[2], (shape[1],)
-    return shape[1], shape[2:]
+def _shapes(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> dict[Node, Any]:
+    recorder = _Recorder(model)
+    with torch.no_grad():
+        recorder.run(*(t[:1] if t.dim() else t for t in example_inputs))
+    return recorder.shapes
 
 
-def _module_workload(module: nn.Module, source: tuple[int, ...], result: tuple[int, ...]) -> Workload:
-    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
-        op = "conv" if isinstance(module, CONVOLUTIONS) else "conv_transpose"
-        return Workload(
-            op, module.in_channels, module.out_channels, source[2:], result[2:],
-            tuple(module.kernel_size), tuple(module.stride), module.groups,
+@dataclass(slots=True)
+class _Walk:
+    """One pass over the nodes in execution order; `shapes` are those of one sample."""
+
+    model: GraphModule
+    shapes: dict[Node, Any]
+    names: dict[Node, tuple[str, str]]
+    traced_batch: int
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    holder: dict[Node, str] = field(default_factory=dict)
+
+    def visit(self, node: Node) -> None:
+        if node.op == "placeholder":
+            self.holder[node] = self.names[node][0]
+        elif node.op in ("call_module", "call_function") and _first(self.shapes[node]) is not None:
+            sources = [i for i in node.all_input_nodes if i in self.holder]
+            if sources:
+                self.holder[node] = self._absorbed(node, sources[0]) or self._begun(node, sources)
+
+    def _absorbed(self, node: Node, source: Node) -> str | None:
+        """The kernel that swallows this node, if one does; its `fused` is extended for an activation."""
+        name = self.holder[source]
+        before = self.kernels.get(name)
+        op = before.workload.op if before is not None and len(source.users) == 1 else None
+        if node.op == "call_module":
+            norm = isinstance(self._module(node), BATCH_NORMS) and op in ("conv", "conv_transpose")
+            return name if norm or _rounds(self.model, node) else None
+        row = TABLE.get(node.target)
+        if row is None:
+            return None
+        if row.kernel is None:
+            return name
+        if not row.activation or before is None or op not in _FUSES_ACTIVATION:
+            return None
+        self.kernels[name] = before.with_workload(fused=(*before.workload.fused, row.kernel))
+        return name
+
+    def _begun(self, node: Node, sources: list[Node]) -> str:
+        (name, layer), product = self.names[node], product_of(node)
+        inputs = tuple(dict.fromkeys(self.holder[i] for i in sources))
+        place = self._place(node, (operand(node, product) if product else None) or sources[0])
+        window, stride, groups = self._settings(node, product)
+        reads, makes = place.reads, place.makes
+        work = Workload(
+            self._op(node, product), reads.channels, makes.channels, reads.positions, makes.positions, window, stride,
+            groups,
         )  # fmt: skip
-    if isinstance(module, nn.Linear):
-        return Workload("linear", module.in_features, module.out_features, source[1:-1], result[1:-1])
-    names = {nn.LayerNorm: "layer_norm", nn.GroupNorm: "group_norm", nn.Embedding: "embedding"}
-    op = next((name for kind, name in names.items() if isinstance(module, kind)), type(module).__name__.lower())
-    op = "batch_norm" if isinstance(module, BATCH_NORMS) else op
-    channel_in, size_in = _split_shape(source)
-    channel_out, size_out = _split_shape(result)
-    return Workload(op, channel_in, channel_out, size_in, size_out)
+        self.places[name] = place
+        self.kernels[name] = Kernel(name, layer, inputs, work)
+        return name
+
+    def _op(self, node: Node, product: Product | None) -> str:
+        if node.op == "call_module":
+            module = self._module(node)
+            kind = next((kind for kind in _MODULE_OPS if isinstance(module, kind)), None)
+            return _MODULE_OPS[kind] if kind else type(module).__name__.lower()
+        row = TABLE.get(node.target)
+        if row is not None and row.kernel:
+            return row.kernel
+        return product.op if product else own_name(node.target)
+
+    def _settings(self, node: Node, product: Product | None) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """(window, stride, groups)."""
+        if product is not None:
+            return product.window(arguments(node), self.shapes), (), 1
+        if node.op == "call_function":
+            return _pool(node), (), 1
+        module = self._module(node)
+        if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+            return tuple(module.kernel_size), tuple(module.stride), module.groups
+        return (recurrent_window(module) if isinstance(module, nn.RNNBase) else ()), (), 1
+
+    def _place(self, node: Node, read: Node) -> Place:
+        """A concatenation reads all that it makes; a split makes all that it reads, however its parts are cut."""
+        reads, makes = self._side(read, node), self._side(node, node)
+        op = self._op(node, None)
+        return Place(node.name, makes if op == "concat" else reads, reads if op == "split" else makes)
+
+    def _side(self, value: Node, reader: Node) -> Side:
+        """What `reader` reads of a node, or makes: of several tensors the first."""
+        while value.op == "call_module" and _rounds(self.model, value):
+            value = value.args[0]  # type: ignore[assignment]
+        shape = _first(self.shapes[value]) or ()
+        name = next((user.name for user in value.users if _is_first_item(user)), value.name)
+        rest = [axis for axis in range(len(shape)) if axis != self._batch_axis(value)]
+        if not rest:
+            return Side(name, (), ())
+        channel = self._channel_axis(reader, shape, rest)
+        axes = (channel, *(axis for axis in rest if axis != channel))
+        return Side(name, axes, tuple(shape[axis] for axis in axes))
+
+    def _channel_axis(self, reader: Node, shape: tuple[int, ...], rest: list[int]) -> int:
+        """Modules know it. Elsewhere it is the last axis of a sequence (T, C), the first of anything larger, unless
+        that is folded into the batch axis."""
+        module = self._module(reader) if reader.op == "call_module" else None
+        if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+            return len(shape) - 1 - len(module.kernel_size)
+        if isinstance(module, _NORMS):
+            return min(1, len(shape) - 1)
+        if isinstance(module, _LAST) or len(rest) == 2:
+            return rest[-1]
+        return rest[1] if len(rest) == len(shape) > 3 else rest[0]
+
+    def _batch_axis(self, node: Node) -> int | None:
+        """The axis that is one for one sample and more for more; what folds others into it is not."""
+        shape, traced = _first(self.shapes[node]), _first(_shape(node.meta.get("val")))
+        one = _first(_shape(node.meta.get("one"))) or shape
+        if shape is None:
+            return None
+        if traced is None or one is None or len(traced) != len(shape):
+            return self._inherited_batch_axis(node, shape)
+        sizes = enumerate(zip(one, traced, strict=True))
+        return next((axis for axis, (n, many) in sizes if n == 1 and many == self.traced_batch), None)
+
+    def _inherited_batch_axis(self, node: Node, shape: tuple[int, ...]) -> int | None:
+        """A node that was made since the model was traced has it where the tensor that it reads does."""
+        sources = [i for i in node.all_input_nodes if i in self.holder]
+        if sources and len(_first(self.shapes[sources[0]]) or ()) == len(shape):
+            return self._batch_axis(sources[0])
+        return 0 if shape[:1] == (1,) else None
+
+    def _module(self, node: Node) -> nn.Module:
+        return self.model.get_submodule(str(node.target))
+
+
+def _is_first_item(node: Node) -> bool:
+    return calls(node, getitem) and node.args[1:] == (0,)
+
+
+def own_name(target: Any) -> str:
+    """An operator's name, without ATen's namespace; with its overload's where a kernel is called so already."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return str(getattr(target, "__name__", target))
+    name = str(schema.name).removeprefix("aten::").replace("::", ".")
+    return f"{name}.{schema.overload_name or 'default'}" if name in _TABLED else name
+
+
+def _pool(node: Node) -> tuple[int, ...]:
+    """The window of a pooling call."""
+    size = arguments(node).get("kernel_size", ()) if hasattr(node.target, "_schema") else ()
+    return tuple(int(k) for k in ([size] if isinstance(size, int) else size))

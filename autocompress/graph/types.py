@@ -77,14 +77,15 @@ class Branch:
 class Share:
     """How often each channel of a group lies on a kernel's input and output channel axis, and in its `groups`.
 
-    `size` and `out_size` say so for the other axes (attention's heads lie there); empty where no axis carries any.
+    `size` and `out_size` say so for the other axes (attention's heads lie there); empty where no axis carries any. A
+    fraction where only some of the group's channels do, as in one part of a split: which, only importance tells.
     """
 
-    inputs: int
-    outputs: int
-    groups: int
-    size: tuple[int, ...] = ()
-    out_size: tuple[int, ...] = ()
+    inputs: float
+    outputs: float
+    groups: float
+    size: tuple[float, ...] = ()
+    out_size: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from autocompress.devices.roofline import Rates, roofline
-from autocompress.profiles.features import Coordinates, Floats, squared_distances, terms
+from autocompress.profiles.features import PHYSICAL, Coordinates, Floats, squared_distances, terms
 from autocompress.profiles.sites import Site
 
 LENGTH_SCALE = 10.0
@@ -33,6 +33,10 @@ class SiteTimes(Protocol):
 
     def times(self, wanted: Sequence[Site]) -> Floats: ...
 
+    def guessed(self, site: Site) -> bool:
+        """Whether no kernel of its operation and format was measured: only bytes and multiplications price it."""
+        ...
+
 
 class RooflineTimes:
     """Times of sites by a datasheet's peak rates, in seconds; none of them was measured."""
@@ -45,6 +49,9 @@ class RooflineTimes:
     def times(self, wanted: Sequence[Site]) -> Floats:
         return np.array([roofline(site.workload, self._rates) for site in wanted], dtype=np.float64)
 
+    def guessed(self, site: Site) -> bool:
+        return False
+
 
 class KernelTimes:
     """Times of sites: Gaussian process regression on the logarithm of the ratio of time to a sum of physical terms.
@@ -52,7 +59,8 @@ class KernelTimes:
     Exponential covariance over Coordinates (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006,
     sections 2.2 and 4.2), around a non-negative combination of terms per operation and format. A measured site gets the
     posterior mean too: a kernel profiled once is known to 7 % by itself and better with its neighbours. On kernels of
-    unseen ResNets this is 8 % off where gradient-boosted trees are 11 %, and half of it is noise.
+    unseen ResNets this is 8 % off where gradient-boosted trees are 11 %, and half of it is noise. An operation that was
+    never measured takes what its launch, multiplications and bytes take in the others.
 
     `measured` holds (time, samples) of each profiled site; times may be in any unit.
     """
@@ -60,6 +68,7 @@ class KernelTimes:
     def __init__(self, measured: Mapping[Site, tuple[float, int]]) -> None:
         known = sorted(measured, key=lambda site: -measured[site][1])[:MAX_SITES]
         self.measured = frozenset(measured)
+        self._classes = {kernel_class(site) for site in measured}
         self.coordinates = Coordinates.of(known)
         self._estimated: dict[Site, float] = {}
         if not known:
@@ -67,6 +76,7 @@ class KernelTimes:
         times, samples = np.array([measured[site] for site in known], dtype=np.float64).T
         self._floor = FLOOR * float(np.median(times))
         self._terms = _TermsByClass(known, times + self._floor)
+        self._terms_of_any = _TermsOfAny(known, times + self._floor)
         self._places = self.coordinates(known)
         noise = (NOISE**2 + (FLOOR * self._floor / (times + self._floor)) ** 2) / samples
         covariance = self._covariance(self._places) + np.diag(noise)
@@ -79,15 +89,21 @@ class KernelTimes:
             self._estimated.update(zip(new, self._estimate(new).tolist(), strict=True))
         return np.array([self._estimated[site] for site in wanted], dtype=np.float64)
 
+    def guessed(self, site: Site) -> bool:
+        return bool(self.measured) and kernel_class(site) not in self._classes
+
     def _estimate(self, new: Sequence[Site]) -> Floats:
         if not self.measured:
             return np.zeros(len(new))
-        logs = self._prior(new) + self._covariance(self.coordinates(new)) @ self._weights
+        alike = self._covariance(self.coordinates(new)) @ self._weights
+        logs = self._prior(new) + np.where([self.guessed(site) for site in new], 0.0, alike)
         estimates: Floats = np.maximum(np.exp(logs) - self._floor, 0.0)
         return estimates
 
     def _prior(self, wanted: Sequence[Site]) -> Floats:
-        logs: Floats = np.log(np.maximum(self._terms(wanted), self._floor))
+        foreign = [self.guessed(site) for site in wanted]
+        sums = np.where(foreign, self._terms_of_any(wanted), self._terms(wanted))
+        logs: Floats = np.log(np.maximum(sums, self._floor))
         return logs
 
     def _covariance(self, places: Floats) -> Floats:
@@ -114,6 +130,38 @@ class _TermsByClass:
         weights = [self._weights.get(kernel_class(site), nothing) for site in wanted]
         sums: Floats = (rows * np.array(weights)).sum(1)
         return sums
+
+
+class _TermsOfAny:
+    """The same for whatever was not measured: the physical terms of all that was, as far as it multiplies (or doesn't)
+    and is in the same number format."""
+
+    def __init__(self, known: Sequence[Site], times: Floats) -> None:
+        self._known, self._times, self._rows = known, times, _physical(known)
+        self._weights: dict[tuple[bool, str], Floats] = {}
+
+    def __call__(self, wanted: Sequence[Site]) -> Floats:
+        rows = _physical(wanted)
+        sums: Floats = (rows * np.array([self._like(site) for site in wanted])).sum(1)
+        return sums
+
+    def _like(self, site: Site) -> Floats:
+        kind = _multiplies(site), site.workload.dtype.value
+        if kind not in self._weights:
+            alike = [_multiplies(other) == kind[0] for other in self._known]
+            same = [a and other.workload.dtype.value == kind[1] for a, other in zip(alike, self._known, strict=True)]
+            chosen = np.flatnonzero(same if any(same) else alike if any(alike) else np.ones(len(alike)))
+            self._weights[kind] = _fit(self._rows[chosen], self._times[chosen])
+        return self._weights[kind]
+
+
+def _physical(wanted: Sequence[Site]) -> Floats:
+    rows: Floats = terms(wanted)[:, PHYSICAL]
+    return rows
+
+
+def _multiplies(site: Site) -> bool:
+    return site.workload.macs > 0
 
 
 def kernel_class(site: Site) -> tuple[str, str]:

@@ -37,15 +37,19 @@ LENGTH_SCALE = 4.0
 AMPLITUDE = 0.2
 """Prior standard deviation of the smooth relative correction of one kernel."""
 
+GUESS = 1.0
+"""Relative standard deviation of kernels whose operation was never measured: bytes and multiplications alone tell
+little. Those of one model are taken to be off alike."""
+
 NOISE = 0.01
 """Standard deviation of a measured ratio (repetitions differ by 0.6 % in the median, 1.4 % at the 90th percentile)."""
 
 _FALLBACK_SCORE = 3.0
 _FIRST_ROWS = 1024
 
-_LOWERING, _SUFFERING, _FACTS = 2, 3, 4
+_LOWERING, _SUFFERING, _GUESSED, _FACTS = 2, 3, 4, 5
 """Of a site are kept: its price, its price if measured, whether it lowers the clock, its time if it suffers from that,
-and features."""
+its price if guessed, and features."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,10 @@ class ClassCorrection:
         factors, constants = np.append(self._factors, 1.0), np.append(self._constants, 0.0)
         priced: Floats = factors[which] * times + constants[which]
         return priced
+
+    def knows(self, site: Site) -> bool:
+        """Whether a model had such kernels."""
+        return kernel_class(site) in self._index
 
     def slowdown(self, lowering: float) -> float:
         """What kernels that suffer from a lower clock take more, as a share, given how many kernels lower it."""
@@ -206,6 +214,7 @@ class Predictor:
         sums *= self._classes.crowding(len(rows))
         ratio, measured, spread = sums[0], sums[1], sums[_FACTS:]
         variance = float(spread @ self._smooth.covariance @ spread) + (NOISE * ratio) ** 2
+        variance += (GUESS * float(sums[_GUESSED])) ** 2
         return Prediction(float(ratio), math.sqrt(variance), float(measured / ratio) if ratio > 0 else 0.0)
 
     def prices(self, whole: Sequence[Site]) -> Floats:
@@ -220,6 +229,10 @@ class Predictor:
         prediction = self.predict(model.sites)
         return abs(prediction.ratio - model.ratio) / prediction.deviation
 
+    def guessed(self, site: Site) -> bool:
+        """Whether nothing is known of such kernels, neither by themselves nor in whole models."""
+        return self.times.guessed(site) and not self._classes.knows(site)
+
     def warm(self, wanted: Iterable[Site]) -> None:
         """Price sites ahead, all at once."""
         new = [site for site in dict.fromkeys(wanted) if site not in self._row]
@@ -230,7 +243,7 @@ class Predictor:
         features = self._smooth.features(new)
         prices = np.maximum(base * (1 + features @ self._smooth.weights), 0.0)
         known = np.array([site in self.times.measured for site in new])
-        facts = [prices, prices * known, *_interplay(new, times)]
+        facts = [prices, prices * known, *_interplay(new, times), prices * [self.guessed(site) for site in new]]
         self._append(new, np.column_stack([*facts, features * base[:, None]]))
 
     def _append(self, new: Sequence[Site], rows: Floats) -> None:

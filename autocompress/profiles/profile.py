@@ -90,6 +90,11 @@ class Profile:
         prices = self._predictor.prices(list(where.values())) * self.reference_s
         return dict(zip(where, prices.tolist(), strict=True))
 
+    def guessed(self, kernels: Kernels | Sequence[Kernel]) -> frozenset[str]:
+        """Names of the lowered kernels that are priced by their bytes and multiplications alone: of no such operation
+        was anything measured."""
+        return frozenset(name for name, site in self._sites(kernels).items() if self._predictor.guessed(site))
+
     def warm(self, plans: Iterable[Kernels | Sequence[Kernel]]) -> None:
         """Price the kernels of many plans at once, so that predicting them is only adding up."""
         self._predictor.warm(site for kernels in plans for site in self._sites(kernels).values())

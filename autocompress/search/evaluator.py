@@ -25,16 +25,14 @@ from autocompress.compression.repair.statistics import collect
 from autocompress.compression.tracing import trace_task
 from autocompress.devices import Device, open_device
 from autocompress.evidence.card import Card, write_card
-from autocompress.evidence.outputs import Rows
 from autocompress.evidence.scores import top1
 from autocompress.evidence.verify import (
-    model_rows,
+    exported_outputs,
+    parity,
     precision_of,
     predictor,
     provider_counts,
-    session_rows,
-    validation_batch,
-    worst_parity,
+    validation_samples,
 )
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph.types import Graph
@@ -47,12 +45,11 @@ from autocompress.search.paying import paying_space
 from autocompress.search.profiling import Bench, one_sample, profile_bench
 from autocompress.search.space import Space, find_space, single_plans
 from autocompress.search.targets import Target, Targets
-from autocompress.task.batches import subset
-from autocompress.task.calling import flat_model
+from autocompress.task.batches import as_tuple, subset
 from autocompress.task.checks import check_task
 from autocompress.task.task import Loader, Score, Task
 from autocompress.vocabulary.errors import ConfigError, ExportError, TaskError, VerificationError, nearest
-from autocompress.vocabulary.workload import WEIGHTED_OPS, Artifact, DType, Kernel, Kernels, Latency, total_macs
+from autocompress.vocabulary.workload import Artifact, DType, Kernel, Kernels, Latency, distinct_weights, total_macs
 
 ORIGINAL = "original.onnx"
 
@@ -72,27 +69,25 @@ class TorchEvaluator:
         self._tell = setup.tell
         _require_importance(settings.importance)
         setup.tell("setup", "checking the task")
-        self._calling = check_task(task)
+        check_task(task)
         setup.tell("setup", "tracing the model and proving its channel groups")
-        self.graph = trace_task(task, self._calling)
+        self._inputs = as_tuple(task.example_inputs)
+        self.graph = trace_task(task)
         setup.tell("setup", "collecting statistics on calibration data")
-        calibration = self._calling.split(_calibration(task))
-        self.statistics = collect(self.graph, calibration, settings.samples.calibration)
+        self.statistics = collect(self.graph, _calibration(task), settings.samples.calibration)
         self._probes = subset(self.statistics.batches, settings.samples.sensitivity)
         self._wanted = outputs_of(self.graph.model, self._probes)
-        validation = self._calling.split(task.validation)
-        self._subset = self._calling.as_user_split(subset(validation, settings.samples.subset))
-        self._checked = validation_batch(task, self._calling)
+        self._subset = _as_given(subset(task.validation, settings.samples.subset))
         self._own_profile = setup.folder / "profile"
         self._original = setup.folder / "models" / ORIGINAL
         self._original.parent.mkdir(parents=True, exist_ok=True)
-        self._plain = plain_onnx(flat_model(task.model, self._calling), self._calling.examples, self._original)
-        sample = one_sample(self._calling)
+        self._plain = plain_onnx(task.model, self._inputs, self._original)
+        sample = one_sample(self._inputs)
         aims = [Target(profile, self._original, sample) for profile in self._profiles(setup)]
         self.targets = Targets(settings.objective, aims)
         self._teacher = Teacher(self.graph, settings.fine_tuning.precision)
         self._threads = os.cpu_count() or 1
-        self._outputs: dict[str, Rows] = {}
+        self._outputs: dict[str, tuple[tuple[float, ...], ...]] = {}
         self._scores: dict[tuple[str, str, str], Score] = {}
 
     @property
@@ -129,7 +124,7 @@ class TorchEvaluator:
         kernels = self.kernels(plan)
         found = self.targets.price(kernels)
         size_bytes, params = _size(kernels.values())
-        macs = total_macs(list(kernels.values()))
+        macs = total_macs(kernels.values())
         return Price(self.targets.combined(found), size_bytes, params, macs, found, self.targets.each)
 
     def baseline(self) -> Baseline:
@@ -144,7 +139,7 @@ class TorchEvaluator:
         params = sum(parameter.numel() for parameter in self._task.model.parameters())
         return Baseline(
             score=self.score(self._original, None), subset_score=self.score(self._original, len(self._subset)),
-            latency=first[0], size_bytes=self._plain.size_bytes, params=params, macs=total_macs(list(kernels.values())),
+            latency=first[0], size_bytes=self._plain.size_bytes, params=params, macs=total_macs(kernels.values()),
             test_score=self.test_score(self._original), rewritten=first[1],
             devices={name: found[0] for name, found in times.items()},
             rewritten_on={name: found[1] for name, found in times.items()},
@@ -164,7 +159,7 @@ class TorchEvaluator:
     def export(self, plan: Plan, weights: Path | None, path: Path) -> Artifact:
         model = self._final(plan, weights)
         artifact = to_onnx(model, path, plan.key)
-        self._outputs[artifact.sha256] = model_rows(model, self._checked)
+        self._outputs[artifact.sha256] = exported_outputs(model, self._task.validation)
         return artifact
 
     def score(self, path: Path, samples: int | None, profile: str | None = None) -> Score:
@@ -184,9 +179,8 @@ class TorchEvaluator:
         model = made[closest]
         budget = Budget(max(0.0, seconds - (time.monotonic() - begun)))
         report = fine_tune(
-            model, self._teacher, self._calling.split(self._task.train), budget, self._recipe(model),
-            self._watched(plan, seconds),
-        )  # fmt: skip
+            model, self._teacher, self._task.train, budget, self._recipe(model), self._watched(plan, seconds)
+        )
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
         return Trained(closest if closest < len(starts) else None, report.seconds)
 
@@ -209,9 +203,10 @@ class TorchEvaluator:
         outputs = self._outputs[artifact.sha256]
         device = self.targets.runs_on(candidate.fastest_on)
         session = device.open(artifact.path)
-        found = session_rows(session, self._checked)
+        expected = torch.tensor(outputs).double().numpy()
+        found = session.run(*validation_samples(self._task, len(outputs))).reshape(len(outputs), -1)
         providers = provider_counts(session)
-        same = worst_parity(outputs, found, candidate.plan, sum(providers.values()), precision_of(device))
+        same = parity(expected, found.astype("float64"), candidate.plan, sum(providers.values()), precision_of(device))
         if not same.agrees:
             raise VerificationError(
                 f"{artifact.path.name} differs from its torch model by {same.rms_difference:.3g} (root mean square), "
@@ -221,8 +216,8 @@ class TorchEvaluator:
         card = Card(
             id=candidate.id, plan=candidate.plan, artifact=artifact, validation=candidate.score,
             test=candidate.test_score, predicted=candidate.latency, measured=candidate.measured,
-            baseline=baseline.latency, parity=same, outputs=outputs.as_lists(), providers=providers,
-            environment={**self.environment, **device.environment()}, widths=outputs.widths,
+            baseline=baseline.latency, parity=same, outputs=outputs, providers=providers,
+            environment={**self.environment, **device.environment()},
         )  # fmt: skip
         write_card(card)
 
@@ -238,7 +233,7 @@ class TorchEvaluator:
             rate=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay,
             warmup=options.warm_up, temperature=options.temperature, final_temperature=options.final_temperature,
             label_weight=options.label_weight, feature_weight=options.feature_weight, clip=options.clip,
-            precision=options.precision, loss=self._calling.loss(self._task.loss), feature_nodes=features,
+            precision=options.precision, loss=self._task.loss, feature_nodes=features,
         )  # fmt: skip
 
     def _watched(self, plan: Plan, seconds: float) -> Callable[[float, float], bool]:
@@ -263,7 +258,7 @@ class TorchEvaluator:
             return [load_profile(own)]
         device = open_device(self._settings.device)
         found = profile_bench(
-            Bench(self.graph, device, self._original, one_sample(self._calling), setup.folder),
+            Bench(self.graph, device, self._original, one_sample(self._inputs), setup.folder),
             seed=self._settings.seed, seconds=setup.seconds(),
             progress=lambda done, whole: setup.tell("setup", f"profiling the device, step {done} of {whole}"),
         )  # fmt: skip
@@ -316,7 +311,7 @@ class TorchEvaluator:
     def _scored(self, path: Path, split: Loader, device: Device) -> Score:
         session = device.open(path, threads=self._threads)
         try:
-            return (self._task.score or top1)(predictor(session, self._calling), split)
+            return (self._task.score or top1)(predictor(session), split)
         except TaskError as error:
             if path == self._original:
                 raise
@@ -335,6 +330,11 @@ def _calibration(task: Task) -> Loader:
     return found
 
 
+def _as_given(batches: Sequence[tuple[tuple[Tensor, ...], object]]) -> list[tuple[object, object]]:
+    """Batches as the task's own loaders yield them: a single input stands by itself."""
+    return [(inputs[0] if len(inputs) == 1 else inputs, targets) for inputs, targets in batches]
+
+
 def _methods(importance: str) -> tuple[Method, ...]:
     return tuple(replace(m, importance=importance) if isinstance(m, PruneMethod) else m for m in methods())
 
@@ -345,15 +345,14 @@ def _require_importance(name: str) -> None:
 
 
 def _size(kernels: Iterable[Kernel]) -> tuple[int, int]:
-    """(bytes of the exported file, parameters), both before building."""
-    size_bytes = params = 0
-    for kernel in kernels:
+    """(bytes of the exported file, parameters), both before building; weights that several calls share count once."""
+    everything = list(kernels)
+    size_bytes, params = NODE_BYTES * len(everything), 0
+    for kernel in distinct_weights(everything).values():
         w = kernel.workload
-        size_bytes += NODE_BYTES
-        if w.op in WEIGHTED_OPS:
-            int8 = w.dtype is DType.INT8
-            size_bytes += w.weights * (1 if int8 else 4) + w.out_channels * (9 if int8 else 4)
-            params += w.weights + w.out_channels
+        int8 = w.dtype is DType.INT8
+        size_bytes += w.weights * (1 if int8 else 4) + w.out_channels * (9 if int8 else 4)
+        params += w.weights + w.out_channels
     return size_bytes, params
 
 

@@ -1,7 +1,8 @@
 """The vocabulary shared by the model side and the device side: what runs, where, and how long it takes."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,8 +21,14 @@ class Workload:
     """What one fused kernel computes at batch size 1: the key under which its time is known.
 
     `size` and `out_size` are the positions the channels are repeated over: (H, W) of an image, (T,) of a
-    sequence, () of a vector. `window` and `stride` are empty where the operation has none. `fused` names what
-    the runtime folds in, in order ("relu", "gelu", ...).
+    sequence, () of a vector; whatever is folded into the batch axis (windows, frames) comes first. `window` and
+    `stride` are empty where the operation has none. `fused` names what the runtime folds in, in order ("relu", ...).
+
+    A "matmul" of (heads, M, K) and (heads, K, N) has heads as channels, (M, K) and (M, N) as positions; without heads
+    K and N are its channels. An "attention" has its queries and results there, and in `window` how many keys each
+    query meets. An "lstm", "gru" or "rnn" has its steps as positions, and as `window` (layers, directions), then the
+    cell's width where a projection follows. What sums products of activations in another way has in `window` how many
+    of them each element of its output sums.
     """
 
     op: str
@@ -38,21 +45,102 @@ class Workload:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one sample; 0 for kernels that only move or combine elements."""
-        if self.op not in WEIGHTED_OPS:
-            return 0
-        positions = math.prod(self.size if self.op == "conv_transpose" else self.out_size)
-        return positions * self.weights
+        count = _MACS.get(self.op)
+        return count(self) if count is not None else 0
 
     @property
     def weights(self) -> int:
-        """Elements of the weight tensor, bias not counted."""
+        """Elements of the weight matrices, biases not counted."""
+        if self.op in GATES:
+            return _recurrent_weights(self)
         if self.op not in WEIGHTED_OPS:
             return 0
         return self.in_channels * self.out_channels // self.groups * math.prod(self.window)
 
+    @property
+    def elements(self) -> int:
+        """Elements of one input, the output and the weights."""
+        return self.in_channels * math.prod(self.size) + self.out_channels * math.prod(self.out_size) + self.weights
+
 
 WEIGHTED_OPS = frozenset({"conv", "conv_transpose", "linear"})
-"""Operations with a weight matrix: these are the layers that methods can change."""
+"""Operations with a weight matrix: these are the layers that methods can change. Others multiply too: see `macs`."""
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+"""Recurrent operations, and how many matrices each cell multiplies its input by."""
+
+
+def _weighted_macs(w: Workload) -> int:
+    return math.prod(w.out_size) * w.weights
+
+
+def _transposed_macs(w: Workload) -> int:
+    return math.prod(w.size) * w.weights
+
+
+def _recurrent_macs(w: Workload) -> int:
+    return math.prod(w.size) * _recurrent_weights(w)
+
+
+def _recurrent_weights(w: Workload) -> int:
+    """Every cell reads its layer's input and its own state; a projection makes the state of what the cell made."""
+    layers, directions, *projected = w.window
+    state = w.out_channels // directions
+    cell = projected[0] if projected else state
+    read = w.in_channels + (layers - 1) * w.out_channels + layers * state
+    return directions * (GATES[w.op] * cell * read + (layers * cell * state if projected else 0))
+
+
+def _matmul_macs(w: Workload) -> int:
+    return w.out_channels * math.prod(w.out_size) * _width(w.in_channels, w.size)
+
+
+def _attention_macs(w: Workload) -> int:
+    """Queries times keys, then probabilities times values."""
+    depth, width = _width(w.in_channels, w.size), _width(w.out_channels, w.out_size)
+    queries = w.out_channels * math.prod(w.out_size) // width
+    return queries * math.prod(w.window) * (depth + width)
+
+
+def _width(channels: int, size: tuple[int, ...]) -> int:
+    """The last axis of a tensor: with heads it is a position, without the channels."""
+    return size[-1] if len(size) > 1 else channels
+
+
+def _summed_macs(w: Workload) -> int:
+    return w.out_channels * math.prod(w.out_size) * math.prod(w.window)
+
+
+def _scattered_macs(w: Workload) -> int:
+    return w.in_channels * math.prod(w.size) * math.prod(w.window)
+
+
+SUMMING_OPS = frozenset({
+    "addbmm", "bilinear", "conv1d", "conv2d", "conv3d", "convolution", "einsum", "embedding_bag", "inner", "tensordot",
+})  # fmt: skip
+"""Operations, by ATen's names, whose `window` holds how many products each element of the output sums."""
+
+SCATTERING_OPS = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+"""Operations, by ATen's names, whose `window` holds how many products each element of the input is in."""
+
+_MACS: dict[str, Callable[[Workload], int]] = {
+    "conv": _weighted_macs,
+    "conv_transpose": _transposed_macs,
+    "linear": _weighted_macs,
+    "matmul": _matmul_macs,
+    "attention": _attention_macs,
+    **dict.fromkeys(GATES, _recurrent_macs),
+    **dict.fromkeys(SUMMING_OPS, _summed_macs),
+    **dict.fromkeys(SCATTERING_OPS, _scattered_macs),
+}
+
+
+_CALL = re.compile(r"@\d+$")
+
+
+def layer_of(call: str) -> str:
+    """The layer that a call is of: the second call of "conv" is "conv@2"."""
+    return _CALL.sub("", call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +148,20 @@ class Kernel:
     """One workload at its place in the model.
 
     `layer` is the original layer's name for ever: factorising "fc" gives kernels "fc#1" and "fc#2", both of layer
-    "fc". `inputs` are names of kernels (or graph inputs) whose outputs it reads, so that neighbours can be seen.
+    "fc"; a second call of "fc" is kernel "fc@2" of layer "fc". `inputs` are names of kernels (or graph inputs) whose
+    outputs it reads, so that neighbours can be seen.
     """
 
     name: str
     layer: str
     inputs: tuple[str, ...]
     workload: Workload
+
+    @property
+    def weights_of(self) -> str:
+        """A name that all kernels with these very weights share: calls of a layer do, parts of it don't."""
+        call, part, number = self.name.partition("#")
+        return layer_of(call) + part + number
 
     def with_workload(self, **changes: Any) -> "Kernel":
         return Kernel(self.name, self.layer, self.inputs, replace(self.workload, **changes))
@@ -142,5 +237,14 @@ class Artifact:
     size_bytes: int
 
 
-def total_macs(kernels: Sequence[Kernel]) -> int:
+def total_macs(kernels: Iterable[Kernel]) -> int:
     return sum(kernel.workload.macs for kernel in kernels)
+
+
+def distinct_weights(kernels: Iterable[Kernel]) -> dict[str, Kernel]:
+    """The first kernel with each set of weights, by the kernel's name: shared ones are stored once."""
+    first: dict[str, Kernel] = {}
+    for kernel in kernels:
+        if kernel.workload.weights:
+            first.setdefault(kernel.weights_of, kernel)
+    return {kernel.name: kernel for kernel in first.values()}

@@ -42,20 +42,18 @@ class LowRankMethod:
         return (None, *sorted(found, key=lambda config: (-found[config], config)))
 
     def rewrite(self, kernels: dict[str, Kernel], target: str, config: LowRank, graph: Graph) -> None:
-        """Kernel "x" becomes "x#1", "x#2" (, "x#3") in its place; the last one keeps the fused activations."""
+        """Kernel "x" becomes "x#1", "x#2" (, "x#3") in its place, and so does every other call of the layer; the last
+        part keeps the fused activations."""
         everything = list(kernels.values())
         kernels.clear()
-        last = target
+        last: dict[str, str] = {}
         for kernel in everything:
-            if kernel.name == target:
-                for part in _part_kernels(kernel, config):
-                    kernels[part.name] = part
-                    last = part.name
-            elif target in kernel.inputs:
-                inputs = tuple(last if name == target else name for name in kernel.inputs)
-                kernels[kernel.name] = kernel.with_inputs(inputs)
-            else:
-                kernels[kernel.name] = kernel
+            if not last.keys().isdisjoint(kernel.inputs):
+                kernel = kernel.with_inputs(tuple(last.get(name, name) for name in kernel.inputs))
+            for part in _part_kernels(kernel, config) if kernel.layer == target else (kernel,):
+                kernels[part.name] = part
+            if kernel.layer == target:
+                last[kernel.name] = part.name
 
     def apply(self, work: "Workspace", target: str, config: LowRank) -> None:
         gram = work.statistics.gram(target) if work.statistics is not None else None

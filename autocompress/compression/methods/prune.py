@@ -72,13 +72,13 @@ def _narrowed(kernel: Kernel, cuts: list[tuple[int, Share]]) -> Kernel:
     w = kernel.workload
     inputs, outputs, groups, size, out_size = w.in_channels, w.out_channels, w.groups, w.size, w.out_size
     for gone, share in cuts:
-        inputs -= gone * share.inputs
-        outputs -= gone * share.outputs
-        groups -= gone * share.groups
+        inputs -= round(gone * share.inputs)
+        outputs -= round(gone * share.outputs)
+        groups -= round(gone * share.groups)
         if share.size:
-            size = tuple(n - gone * times for n, times in zip(size, share.size, strict=True))
+            size = tuple(n - round(gone * times) for n, times in zip(size, share.size, strict=True))
         if share.out_size:
-            out_size = tuple(n - gone * times for n, times in zip(out_size, share.out_size, strict=True))
+            out_size = tuple(n - round(gone * times) for n, times in zip(out_size, share.out_size, strict=True))
     workload = Workload(w.op, inputs, outputs, size, out_size, w.window, w.stride, groups, w.dtype, w.fused)
     return Kernel(kernel.name, kernel.layer, kernel.inputs, workload)
 

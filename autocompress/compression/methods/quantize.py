@@ -108,7 +108,7 @@ def _points(model: GraphModule, fused: Fused, resolved: Kernels) -> list[_Point]
             if leaves and readers:
                 points.append(_Point(node, readers))
         elif leaves and maker in quantised:
-            kept = nodes[fused.sources[maker][0]] if _keeps_grid(resolved[maker]) else None
+            kept = nodes[fused.places[maker].reads.node] if _keeps_grid(resolved[maker]) else None
             points.append(_Point(node, keeps=kept))
         elif not leaves and node.op == "call_module" and _rounds_before_activation(resolved[maker]):
             points.append(_Point(node))

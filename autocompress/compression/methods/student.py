@@ -1,6 +1,6 @@
 """Student width: a narrower model, either a copy that inherits the most important channels or the task's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from autocompress.compression.methods.prune import narrow_kernels
 from autocompress.compression.plan import WHOLE_MODEL
 from autocompress.graph import trace
 from autocompress.graph.types import Graph
-from autocompress.task.outputs import as_flat
 from autocompress.vocabulary.errors import TaskError, TraceError
 from autocompress.vocabulary.workload import Capabilities, Kernel, total_macs
 
@@ -54,18 +53,15 @@ class StudentMethod:
             work.narrow(group, keep)
 
 
-def with_students(
-    graph: Graph, factory: Callable[[float], nn.Module], traced: Callable[[nn.Module], Graph] | None = None
-) -> Graph:
+def with_students(graph: Graph, factory: Callable[[float], nn.Module], frozen: Sequence[str] = ()) -> Graph:
     """The graph with the task's own students beside it: `factory(width)` for each of WIDTHS, equal sizes once.
 
-    `traced` makes a graph of a student, with the same flat inputs as the original's; by default it is called with them.
     They keep the weights they come with (drawn from one seed, if the factory draws any) and learn by distillation.
     Raises TaskError for a factory that fails, or whose models don't answer as the original does.
     """
     students: dict[float, Graph] = {}
     for width in WIDTHS:
-        student = _traced(factory, width, graph, traced or (lambda model: trace(model, graph.example_inputs)))
+        student = _traced(factory, width, graph, frozen)
         if all(student.kernels != other.kernels for other in (graph, *students.values())):
             students[width] = student
     if not students:
@@ -73,9 +69,7 @@ def with_students(
     return replace(graph, students=students)
 
 
-def _traced(
-    factory: Callable[[float], nn.Module], width: float, graph: Graph, traced: Callable[[nn.Module], Graph]
-) -> Graph:
+def _traced(factory: Callable[[float], nn.Module], width: float, graph: Graph, frozen: Sequence[str]) -> Graph:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -86,7 +80,7 @@ def _traced(
     if not isinstance(model, nn.Module):
         raise TaskError(f"Task.student({width}) returns a {type(model).__name__}; it must be a torch.nn.Module")
     try:
-        student = traced(model.eval())
+        student = trace(model.eval(), graph.example_inputs, frozen)
         found, wanted = _answer(student), _answer(graph)
     except (TraceError, RuntimeError) as error:
         text = " ".join(str(error).split())
@@ -95,14 +89,14 @@ def _traced(
         raise TaskError(
             f"Task.student({width}) answers with shape {found}, the model with {wanted}; a student must give the same"
         )
-    if total_macs(list(student.kernels.values())) > total_macs(list(graph.kernels.values())):
+    if total_macs(student.kernels.values()) > total_macs(graph.kernels.values()):
         raise TaskError(f"Task.student({width}) does more multiplications than the model itself; make it narrower")
     return student
 
 
 @torch.no_grad()
-def _answer(graph: Graph) -> str:
-    return " and ".join(str(tuple(tensor.shape)) for tensor in as_flat(graph.model(*graph.example_inputs)))
+def _answer(graph: Graph) -> tuple[int, ...]:
+    return tuple(graph.model(*graph.example_inputs).shape)
 
 
 def student_keep(graph: Graph, width: float, channel_step: int = CHANNEL_STEP) -> dict[str, int]:
