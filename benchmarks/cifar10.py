@@ -36,7 +36,7 @@ from autocompress.graph.types import Graph
 from autocompress.search import Study
 from autocompress.search.config import load_settings, override
 from autocompress.search.profiling import one_sample
-from autocompress.task.batches import as_tuple
+from autocompress.task.calling import calling_of
 from autocompress.task.task import Loader, Score, Task
 from autocompress.vocabulary.workload import DType
 
@@ -87,7 +87,7 @@ def score(path: Path, split: Loader) -> Score:
 
 def original(task: Task, out: Path) -> Model:
     path = out / "original.onnx"
-    plain_onnx(task.model, as_tuple(task.example_inputs), path)
+    plain_onnx(task.model, (task.example_inputs,), path)
     return Model("original", "as plainly exported", path, score(path, task.validation))
 
 
@@ -190,7 +190,7 @@ def report(
     wall_s: float,
     study: Study,
 ) -> None:
-    example = one_sample(as_tuple(task.example_inputs))
+    example = one_sample(calling_of(task))
     timed = measure(
         open_device("ort:cpu"), {str(i): m.path for i, m in enumerate(models)}, reference.path, example, rounds=ROUNDS
     )

@@ -6,14 +6,16 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from autocompress.task.outputs import Outputs
+
 
 def outputs_and_features(
     model: GraphModule, inputs: tuple[Tensor, ...], nodes: Collection[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Outputs, dict[str, Tensor]]:
     """What the model returns, and what the named nodes do on the way; nodes that it lacks are left out."""
     recorder = _Recorder(model, frozenset(nodes))
-    outputs = recorder.run(*inputs)
-    return outputs if isinstance(outputs, Tensor) else outputs[0], recorder.found
+    outputs: Outputs = recorder.run(*inputs)
+    return outputs, recorder.found
 
 
 class _Recorder(Interpreter):

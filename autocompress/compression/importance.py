@@ -16,6 +16,7 @@ from autocompress.compression.matrices import TINY, columns, folded_weight, ridg
 from autocompress.graph.labels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from autocompress.graph.types import Group, Member
 from autocompress.task.batches import Batch, chunks
+from autocompress.task.outputs import Outputs, classes_first, paired, sole
 from autocompress.vocabulary.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -213,8 +214,26 @@ def _gate(name: str, gates: dict[str, Tensor]) -> Any:
     return multiply
 
 
-def _surprise(outputs: Tensor, targets: Any) -> Tensor:
-    """Negative log-likelihood summed over samples: of integer labels where there are any, else of the squared error."""
+def _surprise(outputs: Outputs, targets: Any) -> Tensor:
+    """Negative log-likelihood summed over samples: of integer labels where there are any, else of the squared error.
+
+    Of several outputs all floating ones count; those that targets say nothing of are taken relative to their mean
+    square, per value, so that a wide hidden state does not drown the rest.
+    """
+    only = sole(outputs)
+    if isinstance(only, Tensor):
+        return _surprise_of_one(classes_first(only, targets), targets)
+    return torch.stack([_part(outputs[i], about) for i, about in paired(outputs, targets)]).sum()
+
+
+def _part(output: Tensor, targets: Any) -> Tensor:
+    if targets is not None:
+        return _surprise_of_one(classes_first(output, targets), targets)
+    power = output.detach().square().mean().clamp_min(TINY) * (output.numel() / len(output))
+    return output.square().sum() / (2 * power)
+
+
+def _surprise_of_one(outputs: Tensor, targets: Any) -> Tensor:
     if isinstance(targets, Tensor) and not targets.is_floating_point() and outputs.dim() == targets.dim() + 1:
         return F.cross_entropy(outputs, targets, reduction="sum")
     if isinstance(targets, Tensor) and targets.shape == outputs.shape:

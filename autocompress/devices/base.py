@@ -1,6 +1,6 @@
 """What a device is: the protocol that every runtime implements, in one file each next to this one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,18 @@ from numpy.typing import NDArray
 from autocompress.vocabulary.workload import Capabilities
 
 Array = NDArray[np.generic]
+
+Results = Array | tuple[Array, ...]
+"""A model's only output, or its several ones in the file's order."""
+
+
+def as_results(arrays: Iterable[Array]) -> Results:
+    found = tuple(arrays)
+    return found if len(found) != 1 else found[0]
+
+
+def as_arrays(results: Results) -> tuple[Array, ...]:
+    return results if isinstance(results, tuple) else (results,)
 
 
 class DeviceWarning(UserWarning):
@@ -48,8 +60,8 @@ class Availability:
 class Session(Protocol):
     """A model, loaded and ready to run."""
 
-    def run(self, *inputs: Array) -> Array:
-        """The model's output for a batch. Raises DeviceError when the runtime refuses."""
+    def run(self, *inputs: Array) -> Results:
+        """The model's output for a batch, a tuple where it has several. Raises DeviceError when the runtime refuses."""
         ...
 
     def time(self, inputs: Sequence[Array], runs: int) -> list[float]:

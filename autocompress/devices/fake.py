@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autocompress.devices.base import Array, Availability, Device, NodeTime, Session
+from autocompress.devices.base import Array, Availability, Device, NodeTime, Results, Session
 from autocompress.devices.ort import OrtDevice
 from autocompress.devices.roofline import Rates, read_rates, roofline
 from autocompress.vocabulary.errors import DeviceError, ProfileError
@@ -69,7 +69,7 @@ class FakeSession:
     path: Path
     executor: Session
 
-    def run(self, *inputs: Array) -> Array:
+    def run(self, *inputs: Array) -> Results:
         return self.executor.run(*inputs)
 
     def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
@@ -99,8 +99,9 @@ def workloads(path: Path) -> list[FileNode]:
 
     model = onnx.load(str(path))
     for value in model.graph.input:
-        if value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_value = 1
+        sizes = value.type.tensor_type.shape.dim
+        if sizes and not sizes[0].dim_value:
+            sizes[0].dim_value = 1
     return _Reader(onnx.shape_inference.infer_shapes(model, data_prop=True).graph).nodes()
 
 

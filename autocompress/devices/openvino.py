@@ -15,7 +15,7 @@ from autocompress.devices._openvino_nodes import Executed, Origins, executed, se
 from autocompress.devices._openvino_probe import require_survival
 from autocompress.devices._refusals import check_count, last_line, unknown_variant
 from autocompress.devices._timing import stopwatch
-from autocompress.devices.base import Array, Availability, Device, NodeTime
+from autocompress.devices.base import Array, Availability, Device, NodeTime, Results, as_results
 from autocompress.vocabulary.errors import DeviceError
 from autocompress.vocabulary.workload import Capabilities, DType
 
@@ -145,11 +145,11 @@ class OpenvinoSession:
         if all(_has_free_batch_only(entry) for entry in model.inputs):
             self._for(_one_sample(model))
 
-    def run(self, *inputs: Array) -> Array:
+    def run(self, *inputs: Array) -> Results:
         request = self._bound(inputs)
         with _refused(f"{self._device.name} can't run {self._path}"):
-            result: Array = request.infer()[0]
-        return result
+            made = request.infer()
+            return as_results(made[i] for i in range(len(self._model.outputs)))
 
     def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
         request = self._bound(inputs)

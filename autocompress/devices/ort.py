@@ -18,7 +18,7 @@ from autocompress.devices._host import nvidia_gpu, processor
 from autocompress.devices._ort_providers import CPU, NO_HARDWARE, PROVIDERS, Provider, audit, is_weighted, known
 from autocompress.devices._refusals import check_count, first_line, out_of_memory, unknown_variant
 from autocompress.devices._timing import middle_mean, stopwatch
-from autocompress.devices.base import Array, Availability, Device, NodeTime
+from autocompress.devices.base import Array, Availability, Device, NodeTime, Results, as_results
 from autocompress.vocabulary.errors import DeviceError, UntimedError
 from autocompress.vocabulary.workload import Capabilities
 
@@ -164,13 +164,14 @@ class OrtSession:
         self._path = path
         self._session = session
         self._device = device
+        self._seen: dict[str, tuple[int, ...]] = {}
 
-    def run(self, *inputs: Array) -> Array:
+    def run(self, *inputs: Array) -> Results:
         feed = self._feed(inputs)
-        feeds = _samples(feed) if self._device.provider.plugin else [feed]
+        feeds = self._samples(feed) if self._device.provider.plugin else [feed]
         with _refused(f"{self._device.name} can't run {self._path}"):
-            made: list[Array] = [self._session.run(None, one)[0] for one in feeds]
-        return np.concatenate(made) if len(made) > 1 else made[0]
+            made: list[list[Array]] = [self._session.run(None, one) for one in feeds]
+        return as_results(np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*made, strict=True))
 
     def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
         self._device.require_clock()
@@ -185,8 +186,8 @@ class OrtSession:
         return {node.name: node.provider for node in self._device.executed(self._path, self.zeros(), runs=1)}
 
     def zeros(self) -> list[Array]:
-        """One sample of the declared shapes and types."""
-        return [_zeros(argument) for argument in self._session.get_inputs()]
+        """One sample of the declared shapes and types, with the sizes last seen where an axis other than 0 is open."""
+        return [_zeros(argument, self._seen.get(argument.name, ())) for argument in self._session.get_inputs()]
 
     def end_profiling(self) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_text())
@@ -195,7 +196,15 @@ class OrtSession:
     def _feed(self, inputs: Sequence[Array]) -> dict[str, Array]:
         names = [argument.name for argument in self._session.get_inputs()]
         check_count(self._path, names, inputs)
+        self._seen = {name: array.shape for name, array in zip(names, inputs, strict=True)}
         return dict(zip(names, inputs, strict=True))
+
+    def _samples(self, feed: Mapping[str, Array]) -> list[dict[str, Array]]:
+        """The feed sample by sample, along the axes 0 that hold more than was compiled for."""
+        shapes = {argument.name: argument.shape for argument in self._session.get_inputs()}
+        batched = {name for name, shape in shapes.items() if shape and len(feed[name]) != shape[0]}
+        count = min((len(feed[name]) for name in batched), default=1)
+        return [{n: array[i : i + 1] if n in batched else array for n, array in feed.items()} for i in range(count)]
 
 
 @cache
@@ -278,17 +287,13 @@ def _options(threads: int) -> Any:
     return options
 
 
-def _samples(feed: Mapping[str, Array]) -> list[dict[str, Array]]:
-    count = min(map(len, feed.values()))
-    return [{name: array[i : i + 1] for name, array in feed.items()} for i in range(count)]
-
-
 _NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
 
-def _zeros(argument: Any) -> Array:
-    """A sample of the declared shape and type, one where an axis is dynamic."""
-    shape = [axis if isinstance(axis, int) else 1 for axis in argument.shape]
+def _zeros(argument: Any, seen: tuple[int, ...]) -> Array:
+    """A sample of the declared shape and type; where an axis is dynamic, of the size seen, or one."""
+    sizes = (1, *seen[1:]) if seen else (1,) * len(argument.shape)
+    shape = [axis if isinstance(axis, int) else size for axis, size in zip(argument.shape, sizes, strict=True)]
     return np.zeros(shape, _NUMPY.get(argument.type, np.float32))
 
 

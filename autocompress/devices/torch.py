@@ -22,7 +22,7 @@ import numpy as np
 from autocompress.devices._host import nvidia_gpu, processor
 from autocompress.devices._refusals import check_count, first_line, out_of_memory, unknown_variant
 from autocompress.devices._timing import middle_mean, stopwatch
-from autocompress.devices.base import Array, Availability, Device, NodeTime
+from autocompress.devices.base import Array, Availability, Device, NodeTime, Results, as_results
 from autocompress.vocabulary.errors import DeviceError
 from autocompress.vocabulary.workload import Capabilities, DType
 
@@ -171,10 +171,9 @@ class TorchSession:
         self._threads = threads
         self._ready: dict[tuple[tuple[int, ...], ...], Callable[..., Tensor]] = {}
 
-    def run(self, *inputs: Array) -> Array:
+    def run(self, *inputs: Array) -> Results:
         with self.on(inputs) as (module, tensors):
-            result: Array = module(*tensors).float().cpu().numpy()
-        return result.copy()
+            return as_results(_array(tensor) for tensor in _tensors(module(*tensors)))
 
     def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
         from autocompress.devices._torch_cuda import event_times
@@ -312,6 +311,19 @@ def _refused(what: str) -> Iterator[None]:
         if out_of_memory(error):
             raise DeviceError(f"{what}: out of memory; take a smaller batch or model ({first_line(error)})") from error
         raise DeviceError(f"{what}: {first_line(error)}") from error
+
+
+def _tensors(made: Any) -> list["Tensor"]:
+    """What a module returns, by itself, in a tuple or by name."""
+    if isinstance(made, dict):
+        return list(made.values())
+    return list(made) if isinstance(made, (tuple, list)) else [made]
+
+
+def _array(tensor: "Tensor") -> Array:
+    """A copy on the host, floats in fp32."""
+    found: Array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+    return found.copy()
 
 
 def _one_sample(shape: Sequence[int | None]) -> tuple[int, ...]:

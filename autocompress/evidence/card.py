@@ -37,7 +37,8 @@ class Card:
     """`predicted` is the price before building, `measured` the time beside the original, which took `baseline`.
 
     `outputs` are the torch model's for the first samples of the validation split, so that the file can be checked later
-    and elsewhere without that model. `providers` counts the executed nodes of each backend.
+    and elsewhere without that model: a row for each sample, of which the first `widths[0]` values are the first
+    output's, and so on. `providers` counts the executed nodes of each backend.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Card:
     outputs: tuple[tuple[float, ...], ...]
     providers: Mapping[str, int]
     environment: Mapping[str, str]
+    widths: tuple[int, ...]
 
     @property
     def speedup(self) -> float | None:
@@ -111,6 +113,8 @@ def _typed(name: str, value: Any, folder: Path) -> Any:
         return Artifact(**{**value, "path": folder / Path(value["path"]).name})
     if name == "outputs":
         return tuple(tuple(row) for row in value)
+    if name == "widths":
+        return tuple(value)
     kind = {"validation": Score, "test": Score, "predicted": Latency, "measured": Latency, "baseline": Latency}.get(
         name
     )

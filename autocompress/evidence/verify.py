@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 
 from autocompress.compression.methods.configs import Quantize
 from autocompress.compression.plan import Plan
+from autocompress.compression.tracing import fingerprint_of
 from autocompress.devices import Device, Session, open_device
+from autocompress.devices.base import Array, as_arrays
 from autocompress.devices.measure import measure, reference_seconds, to_latency
 from autocompress.evidence.card import Card, Parity, read_card
+from autocompress.evidence.outputs import Rows, rows
 from autocompress.evidence.scores import top1
 from autocompress.export.onnx import plain_onnx
-from autocompress.graph.trace import capture, fingerprint
-from autocompress.task.batches import as_tuple, first_batches
-from autocompress.task.task import Loader, Predict, Score, Task
+from autocompress.task.batches import Batch, first_batches, first_samples, size
+from autocompress.task.calling import Calling, calling_of, flat_model
+from autocompress.task.outputs import as_flat
+from autocompress.task.task import Predict, Score, Task
 from autocompress.vocabulary.errors import RunError, UntimedError, VerificationError
 from autocompress.vocabulary.workload import DType, Latency
 
@@ -111,14 +115,16 @@ def verify(
     if not artifact.is_file():
         raise RunError(f"no artifact {str(artifact)!r}; `autocompress export RUN --out model.onnx` writes one")
     card = promised or read_card(artifact)
-    _require_same_model(task, card)
+    calling = calling_of(task)
+    _require_same_model(task, calling, card)
     opened = open_device(device)
     session = opened.open(artifact)
-    parity = _promised_parity(session, task, card, precision_of(opened))
-    predict, score_on = _told(predictor(opened.open(artifact, threads=2)), task, progress), task.score or top1
+    parity = _promised_parity(session, task, calling, card, precision_of(opened))
+    scoring = predictor(opened.open(artifact, threads=2), calling)
+    predict, score_on = _told(scoring, task, progress), task.score or top1
     score = score_on(predict, task.validation)
     test = score_on(predict, task.test) if task.test is not None else None
-    latency, baseline, untimed = _times(opened, artifact, task, rounds)
+    latency, baseline, untimed = _times(opened, artifact, task, calling, rounds)
     providers = provider_counts(session)
     there = device == card.environment.get("device", device)
     checks = (
@@ -146,6 +152,14 @@ def parity(expected: Outputs, found: Outputs, plan: Plan, kernels: int, precisio
     return Parity(len(expected), largest, rms, tolerance(expected, plan, kernels, precision))
 
 
+def worst_parity(expected: Rows, found: Rows, plan: Plan, kernels: int, precision: str = "fp32") -> Parity:
+    """`parity` of the output that is furthest from what is allowed of it, each on its own scale."""
+    if expected.values.shape != found.values.shape or expected.widths != found.widths:
+        return Parity(len(expected.values), math.inf, math.inf, 0.0)
+    each = [parity(e, f, plan, kernels, precision) for e, f in zip(expected.parts(), found.parts(), strict=True)]
+    return max(each, key=lambda one: one.rms_difference / one.tolerance if one.tolerance else math.inf)
+
+
 def tolerance(expected: Outputs, plan: Plan, kernels: int, precision: str = "fp32") -> float:
     """Largest root-mean-square difference between a torch model and its export that rounding explains.
 
@@ -169,13 +183,21 @@ def precision_of(device: Device) -> str:
     return device.environment().get("precision", "fp32")
 
 
-def predictor(session: Session) -> Predict:
-    """A deployed session as the callable that scores take."""
+def predictor(session: Session, calling: Calling | None = None) -> Predict:
+    """A deployed session as the callable that scores take: called as the user's model is, and returning what that does.
 
-    def predict(*inputs: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run(*(tensor.numpy() for tensor in inputs)))
+    Without `calling` it takes tensors and returns the file's outputs.
+    """
 
-    return predict
+    def run(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        found = as_arrays(session.run(*(tensor.numpy() for tensor in inputs)))
+        return tuple(torch.from_numpy(array) for array in found)
+
+    def predict(*inputs: torch.Tensor) -> Any:
+        outputs = run(inputs)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    return predict if calling is None else calling.predictor(run)
 
 
 def provider_counts(session: Session) -> dict[str, int]:
@@ -183,10 +205,15 @@ def provider_counts(session: Session) -> dict[str, int]:
     return dict(sorted(Counter(session.providers().values()).items()))
 
 
-def validation_samples(task: Task, count: int = SAMPLES) -> tuple[NDArray[np.generic], ...]:
+def validation_batch(task: Task, calling: Calling, count: int = SAMPLES) -> Batch:
+    """The first samples of the validation split, at most so many as its first batch has."""
+    return first_samples(calling.batch(*first_batches("validation", task.validation, 1)[0]), count)
+
+
+def validation_samples(task: Task, count: int = SAMPLES, calling: Calling | None = None) -> tuple[Array, ...]:
     """The first samples of the validation split, as the runtime takes them."""
-    inputs = as_tuple(first_batches("validation", task.validation, 1)[0][0])
-    return tuple(tensor[:count].numpy() for tensor in inputs)
+    inputs, _ = validation_batch(task, calling or calling_of(task), count)
+    return tuple(tensor.numpy() for tensor in inputs)
 
 
 def _told(predict: Predict, task: Task, progress: Progress | None) -> Predict:
@@ -206,8 +233,8 @@ def _told(predict: Predict, task: Task, progress: Progress | None) -> Predict:
     return told
 
 
-def _require_same_model(task: Task, card: Card) -> None:
-    found = fingerprint(capture(task.model, as_tuple(task.example_inputs)))
+def _require_same_model(task: Task, calling: Calling, card: Card) -> None:
+    found = fingerprint_of(task, calling)
     if found != card.plan.fingerprint:
         raise RunError(
             f"{card.artifact.path.name} was made from model {card.plan.fingerprint}, the task's model is {found}; "
@@ -215,21 +242,20 @@ def _require_same_model(task: Task, card: Card) -> None:
         )
 
 
-def _promised_parity(session: Session, task: Task, card: Card, precision: str) -> Parity:
-    expected = np.array(card.outputs, dtype=np.float64)
-    samples = validation_samples(task, len(expected))
-    found = session.run(*samples).reshape(len(expected), -1)
-    return parity(expected, found.astype(np.float64), card.plan, len(session.providers()), precision)
+def _promised_parity(session: Session, task: Task, calling: Calling, card: Card, precision: str) -> Parity:
+    expected = Rows(np.array(card.outputs, dtype=np.float64), card.widths)
+    found = session_rows(session, validation_batch(task, calling, len(expected.values)))
+    return worst_parity(expected, found, card.plan, len(session.providers()), precision)
 
 
 def _times(
-    device: Device, artifact: Path, task: Task, rounds: int
+    device: Device, artifact: Path, task: Task, calling: Calling, rounds: int
 ) -> tuple[Latency, Latency, str] | tuple[None, None, str]:
     """The artifact's latency and the original's, or why there are none."""
-    sample = validation_samples(task, 1)
+    sample = validation_samples(task, 1, calling)
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         plain = Path(folder) / "original.onnx"
-        plain_onnx(task.model, as_tuple(task.example_inputs), plain)
+        plain_onnx(flat_model(task.model, calling), calling.examples, plain)
         try:
             found = measure(device, {"artifact": artifact, "original": plain}, plain, sample, rounds=rounds)
         except UntimedError as error:
@@ -275,9 +301,13 @@ def _shown(score: Score) -> str:
     return f"{score.value:.4f} ± {score.stderr:.4f} (n={score.samples})"
 
 
-def exported_outputs(model: torch.nn.Module, loader: Loader, count: int = SAMPLES) -> tuple[tuple[float, ...], ...]:
-    """A torch model's outputs for the first samples of a split, each flattened, for its card."""
-    inputs = as_tuple(first_batches("validation", loader, 1)[0][0])
+def model_rows(model: torch.nn.Module, batch: Batch) -> Rows:
+    """What a torch model, called with flat inputs, makes of a batch."""
     with torch.no_grad():
-        outputs = model(*(tensor[:count] for tensor in inputs))
-    return tuple(tuple(row) for row in outputs.reshape(len(outputs), -1).tolist())
+        outputs = as_flat(model(*batch[0]))
+    return rows([tensor.numpy() for tensor in outputs], size(batch))
+
+
+def session_rows(session: Session, batch: Batch) -> Rows:
+    """What a deployed file makes of a batch."""
+    return rows(as_arrays(session.run(*(tensor.numpy() for tensor in batch[0]))), size(batch))

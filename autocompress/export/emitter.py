@@ -26,9 +26,9 @@ class Emitter(Writer):
         self.constants = constants
         self.names: dict[Node, Any] = {}
 
-    def claim(self, placeholder: Node) -> None:
+    def claim(self, placeholder: Node, name: str) -> None:
         """Makes an input of the model an input of the graph."""
-        self.names[placeholder] = self.unique(placeholder.name)
+        self.names[placeholder] = self.unique(name)
 
     def begin(self, node: Node, kernel: str) -> None:
         """What is added next computes `node`, as part of `kernel`."""

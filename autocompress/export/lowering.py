@@ -13,6 +13,7 @@ from autocompress.export.islands import leaky_slopes
 from autocompress.export.layers import emit_layer
 from autocompress.export.types import ELEMENT_TYPES, SizeType, TensorType, axes_of, types_of
 from autocompress.export.writer import BATCH, IR_VERSION, OUTPUT
+from autocompress.task.calling import NAMES
 from autocompress.vocabulary.errors import ExportError
 
 
@@ -25,11 +26,12 @@ def lower(model: GraphModule, kernel_of: Mapping[str, str], otherwise: Emit) -> 
     placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
     emitter, slopes = Emitter(model, types, constants), leaky_slopes(model)
     returned = results(model)
-    outputs = output_names(len(returned))
+    inputs, outputs = model.meta.get(NAMES) or ([n.name for n in placeholders], output_names(len(returned)))
     emitter.reserve(*outputs)
+    names = iter(inputs)
     for node in model.graph.nodes:
         if node.op == "placeholder":
-            emitter.claim(node)
+            emitter.claim(node, next(names))
         elif node.op.startswith("call_") and node not in constants and not isinstance(types[node], SizeType):
             emitter.begin(node, kernel_of.get(node.name, node.name))
             emitter.names[node] = _emitted(emitter, node, slopes.get(node), otherwise)

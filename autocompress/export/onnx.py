@@ -4,7 +4,7 @@ import copy
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from autocompress.export.torch_exporter import export_by_capture, export_by_trac
 from autocompress.export.types import input_types, zeros_of
 from autocompress.export.writer import BATCH, OUTPUT
 from autocompress.graph.kernels import fuse
+from autocompress.task.calling import calling_behind
 from autocompress.vocabulary.errors import ExportError, StorageError
 from autocompress.vocabulary.workload import Artifact
 
@@ -50,13 +51,13 @@ def plain_onnx(model: nn.Module, example_inputs: tuple[Tensor, ...], path: str |
     axis, then with the example's. Raises ExportError with what the last one said.
     """
     original = copy.deepcopy(model).eval()
-    names = [f"input_{i}" for i in range(len(example_inputs))]
+    names, axes, outputs, batched = _form(model, example_inputs)
     failure: Exception | None = None
     for export in (export_by_tracing, export_by_capture):
-        for free_batch in (True, False):
+        for free in (axes, [{} for _ in axes]):
             try:
-                free = [{0: BATCH} if free_batch and x.dim() else {} for x in example_inputs]
-                proto = export(original, example_inputs, names, [OUTPUT], free)
+                inputs = _at_least_two(example_inputs, free) if export is export_by_capture else example_inputs
+                proto = export(original, inputs, names, outputs, free, batched)
             except Exception as error:  # whatever an exporter trips over, the next one may manage
                 failure = error
             else:
@@ -65,6 +66,24 @@ def plain_onnx(model: nn.Module, example_inputs: tuple[Tensor, ...], path: str |
         f"neither exporter of torch.onnx can write the original model: {first_line(failure)}; "
         "replace that operator in the model by ones that ONNX has"
     ) from failure
+
+
+def _form(
+    model: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[Sequence[str], Sequence[Mapping[int, str]], Sequence[str], Collection[str]]:
+    """Names of the inputs, their free axes, names of the outputs, and of those with the samples along axis 0: as the
+    user's model gives them, or the usual ones of a model of tensors."""
+    calling = calling_behind(model)
+    if calling is None:
+        names = [f"input_{i}" for i in range(len(inputs))]
+        return names, [{0: BATCH} if x.dim() else {} for x in inputs], [OUTPUT], {OUTPUT}
+    marked = zip(calling.results, calling.batched_results, strict=True)
+    return calling.names, calling.axes.named(), calling.results, {name for name, mark in marked if mark}
+
+
+def _at_least_two(inputs: tuple[Tensor, ...], free: Sequence[Mapping[int, str]]) -> tuple[Tensor, ...]:
+    """torch.export takes an axis of one for a constant."""
+    return tuple(torch.cat([x, x]) if 0 in axes and len(x) < 2 else x for x, axes in zip(inputs, free, strict=True))
 
 
 def _rewrites(model: GraphModule) -> str:

@@ -4,7 +4,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 from unittest.mock import patch
@@ -20,12 +20,20 @@ Axes = Sequence[Mapping[int, str]]
 
 
 def export_by_tracing(
-    model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], outputs: Sequence[str], free: Axes
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    names: Sequence[str],
+    outputs: Sequence[str],
+    free: Axes,
+    batched: Collection[str] | None = None,
 ) -> onnx.ModelProto:
-    """By the older exporter: a fraction of a second, no further packages, fewer models."""
+    """By the older exporter: a fraction of a second, no further packages, fewer models.
+
+    `batched` are the outputs with the samples along axis 0, by default all.
+    """
     axes = {name: dict(axes) for name, axes in zip(names, free, strict=True) if axes}
     if axes:
-        axes |= {output: {0: BATCH} for output in outputs}
+        axes |= {output: {0: BATCH} for output in outputs if batched is None or output in batched}
     file: Any = io.BytesIO()
     with quiet():
         torch.onnx.export(
@@ -36,9 +44,14 @@ def export_by_tracing(
 
 
 def export_by_capture(
-    model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], outputs: Sequence[str], free: Axes
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    names: Sequence[str],
+    outputs: Sequence[str],
+    free: Axes,
+    batched: Collection[str] | None = None,
 ) -> onnx.ModelProto:
-    """By the newer exporter (torch.export and onnxscript): seconds, more models."""
+    """By the newer exporter (torch.export and onnxscript): seconds, more models. It finds `batched` by itself."""
     shapes: Any = tuple({axis: torch.export.Dim.AUTO for axis in axes} for axes in free)
     if takes_any_number(model):
         shapes = (shapes,)

@@ -9,7 +9,7 @@ from autocompress.devices import DEFAULT_DEVICE, Device, list_devices, open_devi
 from autocompress.devices.measure import measure_across, reference_seconds, to_latency
 from autocompress.export.onnx import plain_onnx
 from autocompress.search.profiling import one_sample
-from autocompress.task.batches import as_tuple
+from autocompress.task.calling import calling_of, flat_model
 from autocompress.task.task import Task
 from autocompress.vocabulary.errors import DeviceError
 from autocompress.vocabulary.workload import Latency
@@ -36,10 +36,11 @@ def time_everywhere(task: Task, devices: Sequence[str] | None = None) -> list[Ru
     it, TaskError for a task that can't be used.
     """
     names = devices if devices is not None else [row.name for row in list_devices() if row.usable]
-    sample = one_sample(as_tuple(task.example_inputs))
+    calling = calling_of(task)
+    sample = one_sample(calling)
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         path = Path(folder) / "original.onnx"
-        plain_onnx(task.model, as_tuple(task.example_inputs), path)
+        plain_onnx(flat_model(task.model, calling), calling.examples, path)
         usable: list[Device] = [open_device(FIRST)]
         refused = []
         for name in names:

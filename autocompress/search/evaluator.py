@@ -25,14 +25,16 @@ from autocompress.compression.repair.statistics import collect
 from autocompress.compression.tracing import trace_task
 from autocompress.devices import Device, open_device
 from autocompress.evidence.card import Card, write_card
+from autocompress.evidence.outputs import Rows
 from autocompress.evidence.scores import top1
 from autocompress.evidence.verify import (
-    exported_outputs,
-    parity,
+    model_rows,
     precision_of,
     predictor,
     provider_counts,
-    validation_samples,
+    session_rows,
+    validation_batch,
+    worst_parity,
 )
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph.types import Graph
@@ -45,7 +47,8 @@ from autocompress.search.paying import paying_space
 from autocompress.search.profiling import Bench, one_sample, profile_bench
 from autocompress.search.space import Space, find_space, single_plans
 from autocompress.search.targets import Target, Targets
-from autocompress.task.batches import as_tuple, subset
+from autocompress.task.batches import subset
+from autocompress.task.calling import flat_model
 from autocompress.task.checks import check_task
 from autocompress.task.task import Loader, Score, Task
 from autocompress.vocabulary.errors import ConfigError, ExportError, TaskError, VerificationError, nearest
@@ -69,25 +72,27 @@ class TorchEvaluator:
         self._tell = setup.tell
         _require_importance(settings.importance)
         setup.tell("setup", "checking the task")
-        check_task(task)
+        self._calling = check_task(task)
         setup.tell("setup", "tracing the model and proving its channel groups")
-        self._inputs = as_tuple(task.example_inputs)
-        self.graph = trace_task(task)
+        self.graph = trace_task(task, self._calling)
         setup.tell("setup", "collecting statistics on calibration data")
-        self.statistics = collect(self.graph, _calibration(task), settings.samples.calibration)
+        calibration = self._calling.split(_calibration(task))
+        self.statistics = collect(self.graph, calibration, settings.samples.calibration)
         self._probes = subset(self.statistics.batches, settings.samples.sensitivity)
         self._wanted = outputs_of(self.graph.model, self._probes)
-        self._subset = _as_given(subset(task.validation, settings.samples.subset))
+        validation = self._calling.split(task.validation)
+        self._subset = self._calling.as_user_split(subset(validation, settings.samples.subset))
+        self._checked = validation_batch(task, self._calling)
         self._own_profile = setup.folder / "profile"
         self._original = setup.folder / "models" / ORIGINAL
         self._original.parent.mkdir(parents=True, exist_ok=True)
-        self._plain = plain_onnx(task.model, self._inputs, self._original)
-        sample = one_sample(self._inputs)
+        self._plain = plain_onnx(flat_model(task.model, self._calling), self._calling.examples, self._original)
+        sample = one_sample(self._calling)
         aims = [Target(profile, self._original, sample) for profile in self._profiles(setup)]
         self.targets = Targets(settings.objective, aims)
         self._teacher = Teacher(self.graph, settings.fine_tuning.precision)
         self._threads = os.cpu_count() or 1
-        self._outputs: dict[str, tuple[tuple[float, ...], ...]] = {}
+        self._outputs: dict[str, Rows] = {}
         self._scores: dict[tuple[str, str, str], Score] = {}
 
     @property
@@ -159,7 +164,7 @@ class TorchEvaluator:
     def export(self, plan: Plan, weights: Path | None, path: Path) -> Artifact:
         model = self._final(plan, weights)
         artifact = to_onnx(model, path, plan.key)
-        self._outputs[artifact.sha256] = exported_outputs(model, self._task.validation)
+        self._outputs[artifact.sha256] = model_rows(model, self._checked)
         return artifact
 
     def score(self, path: Path, samples: int | None, profile: str | None = None) -> Score:
@@ -179,8 +184,9 @@ class TorchEvaluator:
         model = made[closest]
         budget = Budget(max(0.0, seconds - (time.monotonic() - begun)))
         report = fine_tune(
-            model, self._teacher, self._task.train, budget, self._recipe(model), self._watched(plan, seconds)
-        )
+            model, self._teacher, self._calling.split(self._task.train), budget, self._recipe(model),
+            self._watched(plan, seconds),
+        )  # fmt: skip
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
         return Trained(closest if closest < len(starts) else None, report.seconds)
 
@@ -203,10 +209,9 @@ class TorchEvaluator:
         outputs = self._outputs[artifact.sha256]
         device = self.targets.runs_on(candidate.fastest_on)
         session = device.open(artifact.path)
-        expected = torch.tensor(outputs).double().numpy()
-        found = session.run(*validation_samples(self._task, len(outputs))).reshape(len(outputs), -1)
+        found = session_rows(session, self._checked)
         providers = provider_counts(session)
-        same = parity(expected, found.astype("float64"), candidate.plan, sum(providers.values()), precision_of(device))
+        same = worst_parity(outputs, found, candidate.plan, sum(providers.values()), precision_of(device))
         if not same.agrees:
             raise VerificationError(
                 f"{artifact.path.name} differs from its torch model by {same.rms_difference:.3g} (root mean square), "
@@ -216,8 +221,8 @@ class TorchEvaluator:
         card = Card(
             id=candidate.id, plan=candidate.plan, artifact=artifact, validation=candidate.score,
             test=candidate.test_score, predicted=candidate.latency, measured=candidate.measured,
-            baseline=baseline.latency, parity=same, outputs=outputs, providers=providers,
-            environment={**self.environment, **device.environment()},
+            baseline=baseline.latency, parity=same, outputs=outputs.as_lists(), providers=providers,
+            environment={**self.environment, **device.environment()}, widths=outputs.widths,
         )  # fmt: skip
         write_card(card)
 
@@ -233,7 +238,7 @@ class TorchEvaluator:
             rate=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay,
             warmup=options.warm_up, temperature=options.temperature, final_temperature=options.final_temperature,
             label_weight=options.label_weight, feature_weight=options.feature_weight, clip=options.clip,
-            precision=options.precision, loss=self._task.loss, feature_nodes=features,
+            precision=options.precision, loss=self._calling.loss(self._task.loss), feature_nodes=features,
         )  # fmt: skip
 
     def _watched(self, plan: Plan, seconds: float) -> Callable[[float, float], bool]:
@@ -258,7 +263,7 @@ class TorchEvaluator:
             return [load_profile(own)]
         device = open_device(self._settings.device)
         found = profile_bench(
-            Bench(self.graph, device, self._original, one_sample(self._inputs), setup.folder),
+            Bench(self.graph, device, self._original, one_sample(self._calling), setup.folder),
             seed=self._settings.seed, seconds=setup.seconds(),
             progress=lambda done, whole: setup.tell("setup", f"profiling the device, step {done} of {whole}"),
         )  # fmt: skip
@@ -311,7 +316,7 @@ class TorchEvaluator:
     def _scored(self, path: Path, split: Loader, device: Device) -> Score:
         session = device.open(path, threads=self._threads)
         try:
-            return (self._task.score or top1)(predictor(session), split)
+            return (self._task.score or top1)(predictor(session, self._calling), split)
         except TaskError as error:
             if path == self._original:
                 raise
@@ -328,11 +333,6 @@ def _calibration(task: Task) -> Loader:
     if found is None:
         raise TaskError("Task.calibration and Task.train are both missing; give a few hundred inputs as calibration")
     return found
-
-
-def _as_given(batches: Sequence[tuple[tuple[Tensor, ...], object]]) -> list[tuple[object, object]]:
-    """Batches as the task's own loaders yield them: a single input stands by itself."""
-    return [(inputs[0] if len(inputs) == 1 else inputs, targets) for inputs, targets in batches]
 
 
 def _methods(importance: str) -> tuple[Method, ...]:

@@ -11,7 +11,6 @@ from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from autocompress.compression.build import build, plan_kernels
 from autocompress.compression.methods import methods
@@ -24,7 +23,7 @@ from autocompress.graph.types import Graph
 from autocompress.profiles import Planned, Profile, calibrate, describe, measure_in_turns, measured_before, slug
 from autocompress.profiles.onboarding import choose_models, onboard
 from autocompress.search.space import Space, find_space
-from autocompress.task.batches import as_tuple
+from autocompress.task.calling import Calling, calling_of, flat_model
 from autocompress.task.checks import check_task
 from autocompress.task.task import Task
 from autocompress.vocabulary.errors import Failure, StorageError
@@ -102,11 +101,12 @@ def onboard_task(
 @contextmanager
 def _bench(task: Task, device: str) -> Iterator[Bench]:
     check_task(task)
-    inputs, graph, opened = as_tuple(task.example_inputs), trace_task(task), open_device(device)
+    calling = calling_of(task)
+    graph, opened = trace_task(task, calling), open_device(device)
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         reference = Path(folder) / "original.onnx"
-        plain_onnx(task.model, inputs, reference)
-        yield Bench(graph, opened, reference, one_sample(inputs), Path(folder))
+        plain_onnx(flat_model(task.model, calling), calling.examples, reference)
+        yield Bench(graph, opened, reference, one_sample(calling), Path(folder))
 
 
 def profile_bench(
@@ -195,6 +195,6 @@ def _drawn(space: Space, draw: random.Random) -> dict[str, int]:
     return choice
 
 
-def one_sample(inputs: Sequence[Tensor]) -> tuple[NDArray[np.generic], ...]:
-    """The first sample of each input, as a runtime takes it."""
-    return tuple(tensor[:1].detach().numpy() for tensor in inputs)
+def one_sample(calling: Calling) -> tuple[NDArray[np.generic], ...]:
+    """The example inputs with one sample, as a runtime takes them."""
+    return tuple(tensor.detach().numpy() for tensor in calling.axes.resized(calling.examples, 1))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.task.batches import Batch, Call, PartlyBatched, Split, as_call, first_batches
+from autocompress.task.outputs import cross_entropy
 from autocompress.task.structure import Mismatch, Structure, returned, taken, tensors_of
-from autocompress.task.task import Loader, Predict, Task
+from autocompress.task.task import Loader, LossFunction, Predict, Task
 from autocompress.vocabulary.errors import TaskError
 
 SPLITS = ("validation", "calibration", "train", "test")
@@ -20,8 +21,14 @@ SPLITS = ("validation", "calibration", "train", "test")
 LOOKED_AT = 2
 """Batches of each split that tell which axes vary."""
 
+NAMES = "names"
+"""Where a lifted model's meta holds the names of its inputs and of its outputs in a file, if the user gave them any."""
+
 _PARAMETER = inspect.Parameter
 _POSITIONAL = {_PARAMETER.POSITIONAL_ONLY, _PARAMETER.POSITIONAL_OR_KEYWORD}
+
+BATCH, LENGTH = "batch", "length"
+"""Names of axes."""
 
 OUTPUT = "output"
 """The name of an output that has none of its own."""
@@ -35,11 +42,16 @@ Run = Callable[[Flat], Flat]
 class Axes:
     """Of each flat input: whether axis 0 is the batch, and which other axes differ between batches.
 
-    No input carries a batch: then every batch is one sample.
+    `lengths` names these; what has one size in every batch has one name. Where no input carries a batch, every batch is
+    one sample.
     """
 
     batched: tuple[bool, ...]
-    varying: tuple[frozenset[int], ...]
+    lengths: tuple[Mapping[int, str], ...]
+
+    @property
+    def varying(self) -> tuple[frozenset[int], ...]:
+        return tuple(map(frozenset, self.lengths))
 
     @property
     def usual(self) -> bool:
@@ -49,6 +61,10 @@ class Axes:
     def free(self) -> tuple[frozenset[int], ...]:
         """The axes of each input whose size a graph or a file must leave open."""
         return tuple(v | {0} if b else v for b, v in zip(self.batched, self.varying, strict=True))
+
+    def named(self) -> tuple[dict[int, str], ...]:
+        """`free` with a name for each axis."""
+        return tuple({**({0: BATCH} if b else {}), **n} for b, n in zip(self.batched, self.lengths, strict=True))
 
     def resized(self, inputs: Flat, samples: int) -> Flat:
         """Inputs with this many samples: the first ones, repeated where there are fewer."""
@@ -139,6 +155,11 @@ class Calling:
             return tuple(tensors_of(self.returns, outputs))
         except Mismatch as error:
             raise TaskError(f"{error}; a model's outputs must have one structure") from error
+
+    def loss(self, own: LossFunction | None) -> LossFunction:
+        """A loss of flat outputs; the task's own gets what the model returns, cross-entropy stands in for none."""
+        judge = own or cross_entropy
+        return lambda outputs, targets: judge(self.restore(outputs), targets)
 
     def split(self, loader: Loader) -> Split:
         """The loader's batches with flat inputs; it can be iterated as often as the loader can."""
@@ -251,7 +272,7 @@ class _Learning:
             batched, results = self._batched(seen)
             calling = Calling(
                 self.signature, self.call, self.form, self.examples,
-                Axes(batched, _varying([inputs for inputs, _ in seen], batched)), self.returns, results,
+                Axes(batched, _lengths([inputs for inputs, _ in seen], batched)), self.returns, results,
             )  # fmt: skip
             self._require_runs(splits, calling)
         return calling
@@ -352,13 +373,16 @@ def _fewer(marks: tuple[bool, ...]) -> list[tuple[bool, ...]]:
     return [*without, *(tuple(i == kept for i in range(len(marks))) for kept in places)]
 
 
-def _varying(seen: Sequence[Flat], batched: Sequence[bool]) -> tuple[frozenset[int], ...]:
-    def of(i: int) -> frozenset[int]:
-        sizes = [inputs[i].shape for inputs in seen]
-        axes = range(1 if batched[i] else 0, len(sizes[0]))
-        return frozenset(axis for axis in axes if len({shape[axis] for shape in sizes}) > 1)
-
-    return tuple(of(i) for i in range(len(batched)))
+def _lengths(seen: Sequence[Flat], batched: Sequence[bool]) -> tuple[dict[int, str], ...]:
+    """The axes whose sizes differ, the batch aside; equal sizes throughout, equal names: length, length_1, ..."""
+    names: dict[tuple[int, ...], str] = {}
+    found: list[dict[int, str]] = []
+    for shapes, along in zip(zip(*([t.shape for t in inputs] for inputs in seen), strict=True), batched, strict=True):
+        found.append({})
+        for axis, sizes in enumerate(zip(*shapes, strict=True)):
+            if len(set(sizes)) > 1 and not (along and axis == 0):
+                found[-1][axis] = names.setdefault(sizes, f"{LENGTH}_{len(names)}" if names else LENGTH)
+    return tuple(found)
 
 
 def _is_batch(two: Tensor, three: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """Scores against their closed forms, and what has no score."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -89,3 +90,33 @@ def test_targets_of_another_size_are_refused() -> None:
 def test_r2_of_constant_targets_is_refused() -> None:
     with pytest.raises(TaskError, match="constant"):
         r2(identity, [(torch.zeros(2, 1), torch.ones(2, 1))])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda x: x,
+        lambda x: (x, None),
+        lambda x: {"x": x},
+        lambda x: {"x": x, "scale": torch.tensor(1.0)},
+    ],
+)
+def test_a_score_calls_the_model_as_its_loader_gives_the_inputs(given: Callable[[Tensor], object]) -> None:
+    def model(x: Tensor, scale: Tensor | None = None) -> dict[str, Tensor]:
+        return {"hidden": -x, "logits": x}
+
+    x, labels = torch.eye(3)[[0, 1, 2, 2]], torch.tensor([0, 1, 2, 0])
+    assert top1(model, [(given(x), labels)]).value == 0.75
+    assert kl_to(model)(model, [(given(x), None)]).value == pytest.approx(0, abs=1e-6)
+
+
+def test_positions_labelled_to_be_ignored_do_not_count_and_classes_may_lie_last() -> None:
+    outputs = torch.eye(5)[torch.tensor([[0, 1, 2], [3, 4, 4]])]
+    labels = torch.tensor([[0, 1, -100], [3, 0, -100]])
+    found = top1(lambda x: outputs, [(torch.zeros(2), labels)])
+    assert found.value == 0.75 and found.samples == 4
+
+
+def test_several_floats_ask_for_a_score_of_the_task_s_own() -> None:
+    with pytest.raises(TaskError, match=r"set Task\.score"):
+        top1(lambda x: (x, x), [(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))])

@@ -24,16 +24,19 @@ from autocompress.evidence.card import Card, Parity, card_path, read_card, write
 from autocompress.evidence.scores import top1
 from autocompress.evidence.verify import (
     Verification,
-    exported_outputs,
+    model_rows,
     parity,
     predictor,
     provider_counts,
+    session_rows,
     tolerance,
-    validation_samples,
+    validation_batch,
     verify,
+    worst_parity,
 )
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import trace
+from autocompress.task.calling import calling_of
 from autocompress.task.task import Score, Task
 from autocompress.vocabulary.errors import RunError, UntimedError, VerificationError
 from autocompress.vocabulary.workload import DType, Latency
@@ -68,14 +71,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Path]:
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     artifact = to_onnx(built, path, plan.key)
     session = open_device("ort:cpu").open(path)
-    samples = validation_samples(task)
-    outputs = exported_outputs(built, task.validation)
-    found = parity(np.array(outputs), session.run(*samples), plan, len(session.providers()))
+    batch = validation_batch(task, calling_of(task))
+    outputs = model_rows(built, batch)
+    found = worst_parity(outputs, session_rows(session, batch), plan, len(session.providers()))
     score = top1(predictor(session), task.validation)
     card = Card(
         plan.key, plan, artifact, score, top1(predictor(session), task.test or []),
         Latency(1e-3, 1e-3, 1e-3, 1.0), seconds(1.0), seconds(0.1),
-        found, outputs, provider_counts(session), {"runtime": "here"},
+        found, outputs.as_lists(), provider_counts(session), {"runtime": "here"}, outputs.widths,
     )  # fmt: skip
     write_card(card)
     return task, path

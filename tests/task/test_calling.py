@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.task.batches import as_one, batched, batches, chunks, size, subset
 from autocompress.task.calling import Calling, FlatModel, calling_of, flat_model
+from autocompress.task.outputs import as_flat
 from autocompress.task.task import Task
 from autocompress.vocabulary.errors import TaskError
 
@@ -142,13 +143,8 @@ def test_the_flat_model_is_the_user_s(take: str, give: str) -> None:
         assert same(calling.restore(found), wanted)
         assert same(calling.restore(calling.flat_outputs(wanted)), wanted)
         assert same(called(task.model, calling.as_given(tensors)), wanted)
-        predict = calling.predictor(lambda flat_inputs: calling.flat_outputs(flat(*flat_inputs)) if calling.plain
-                                    else as_flat(flat(*flat_inputs)))  # fmt: skip
+        predict = calling.predictor(lambda flat_inputs: as_flat(flat(*flat_inputs)))
         assert same(called(predict, inputs), wanted)  # type: ignore[arg-type]
-
-
-def as_flat(outputs: Any) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else outputs
 
 
 @pytest.mark.parametrize("give", GIVES)

@@ -1,6 +1,6 @@
 """Student width: a narrower model, either a copy that inherits the most important channels or the task's own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from autocompress.compression.methods.prune import narrow_kernels
 from autocompress.compression.plan import WHOLE_MODEL
 from autocompress.graph import trace
 from autocompress.graph.types import Graph
+from autocompress.task.outputs import as_flat
 from autocompress.vocabulary.errors import TaskError, TraceError
 from autocompress.vocabulary.workload import Capabilities, Kernel, total_macs
 
@@ -53,15 +54,18 @@ class StudentMethod:
             work.narrow(group, keep)
 
 
-def with_students(graph: Graph, factory: Callable[[float], nn.Module], frozen: Sequence[str] = ()) -> Graph:
+def with_students(
+    graph: Graph, factory: Callable[[float], nn.Module], traced: Callable[[nn.Module], Graph] | None = None
+) -> Graph:
     """The graph with the task's own students beside it: `factory(width)` for each of WIDTHS, equal sizes once.
 
+    `traced` makes a graph of a student, with the same flat inputs as the original's; by default it is called with them.
     They keep the weights they come with (drawn from one seed, if the factory draws any) and learn by distillation.
     Raises TaskError for a factory that fails, or whose models don't answer as the original does.
     """
     students: dict[float, Graph] = {}
     for width in WIDTHS:
-        student = _traced(factory, width, graph, frozen)
+        student = _traced(factory, width, graph, traced or (lambda model: trace(model, graph.example_inputs)))
         if all(student.kernels != other.kernels for other in (graph, *students.values())):
             students[width] = student
     if not students:
@@ -69,7 +73,9 @@ def with_students(graph: Graph, factory: Callable[[float], nn.Module], frozen: S
     return replace(graph, students=students)
 
 
-def _traced(factory: Callable[[float], nn.Module], width: float, graph: Graph, frozen: Sequence[str]) -> Graph:
+def _traced(
+    factory: Callable[[float], nn.Module], width: float, graph: Graph, traced: Callable[[nn.Module], Graph]
+) -> Graph:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -80,7 +86,7 @@ def _traced(factory: Callable[[float], nn.Module], width: float, graph: Graph, f
     if not isinstance(model, nn.Module):
         raise TaskError(f"Task.student({width}) returns a {type(model).__name__}; it must be a torch.nn.Module")
     try:
-        student = trace(model.eval(), graph.example_inputs, frozen)
+        student = traced(model.eval())
         found, wanted = _answer(student), _answer(graph)
     except (TraceError, RuntimeError) as error:
         text = " ".join(str(error).split())
@@ -95,8 +101,8 @@ def _traced(factory: Callable[[float], nn.Module], width: float, graph: Graph, f
 
 
 @torch.no_grad()
-def _answer(graph: Graph) -> tuple[int, ...]:
-    return tuple(graph.model(*graph.example_inputs).shape)
+def _answer(graph: Graph) -> str:
+    return " and ".join(str(tuple(tensor.shape)) for tensor in as_flat(graph.model(*graph.example_inputs)))
 
 
 def student_keep(graph: Graph, width: float, channel_step: int = CHANNEL_STEP) -> dict[str, int]:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.nn import functional as F
 
 from autocompress.compression.features import outputs_and_features
-from autocompress.compression.repair.matching import matching_for, similarity
+from autocompress.compression.repair.matching import mismatch, similarity
 from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.types import Graph
 from autocompress.task.batches import Batch, batches, endless, size
+from autocompress.task.outputs import Outputs, cross_entropy, in_floats
 from autocompress.task.task import Loader, LossFunction
 from autocompress.vocabulary.errors import TaskError
 
@@ -42,7 +42,7 @@ class Recipe:
 
     `rate` is the peak learning rate of a cosine that ends at 0, after a linear warm-up over the share `warmup` of the
     budget. The temperature of the soft targets goes linearly from `temperature` to `final_temperature`. `label_weight`
-    is the share of the task's own `loss` (None: cross-entropy) beside the soft targets. At each of the `feature_nodes`
+    is the share of `loss` (of flat outputs; None: cross-entropy) beside the soft targets. At each of `feature_nodes`
     the samples' similarities are matched, with `feature_weight`. `clip` bounds the gradient's norm. `precision` is
     "bf16" (activations; weights stay float) or "fp32".
 
@@ -132,17 +132,17 @@ class Teacher:
         apply_exact(self.fast, graph.example_inputs)
         _lay_out(self.fast, torch.channels_last)
 
-    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Outputs:
         """Outputs in float32."""
         with torch.no_grad(), arithmetic(self.precision):
-            outputs: Tensor = self.fast(*inputs)
-        return outputs.float()
+            outputs: Outputs = self.fast(*inputs)
+        return in_floats(outputs)
 
-    def features(self, inputs: tuple[Tensor, ...], nodes: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    def features(self, inputs: tuple[Tensor, ...], nodes: tuple[str, ...]) -> tuple[Outputs, dict[str, Tensor]]:
         """Outputs in float32, and those of the named nodes."""
         with torch.no_grad(), arithmetic(self.precision):
             outputs, found = outputs_and_features(self.original, inputs, nodes)
-        return outputs.float(), found
+        return in_floats(outputs), found
 
 
 def arithmetic(precision: str) -> AbstractContextManager[Any]:
@@ -182,7 +182,6 @@ class _Training:
                 f"label_weight {recipe.label_weight} asks for labels, but Task.train yields None as targets; "
                 "yield (inputs, targets) batches or set label_weight = 0"
             )
-        self.matching = matching_for(self.held[0][1])
         _lay_out(model, torch.channels_last)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = self._optimizer()
@@ -249,9 +248,9 @@ class _Training:
             wanted, wanted_features, features = self.teacher(inputs), {}, {}
             with arithmetic(recipe.precision):
                 outputs = self.model(*inputs)
-        loss = (1 - recipe.label_weight) * self.matching(outputs, wanted, temperature)
+        loss = (1 - recipe.label_weight) * mismatch(outputs, wanted, targets, temperature)
         if recipe.label_weight:
-            loss = loss + recipe.label_weight * (recipe.loss or F.cross_entropy)(outputs.float(), targets)
+            loss = loss + recipe.label_weight * (recipe.loss or cross_entropy)(in_floats(outputs), targets)
         for name in features:
             loss = loss + recipe.feature_weight * similarity(features[name], wanted_features[name])
         return loss

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.task.batches import Batch
+from autocompress.task.batches import Batch, size
+from autocompress.task.outputs import Outputs, as_flat, classes_first, paired, sole
+from autocompress.vocabulary.errors import TaskError
 
 Matching = Callable[[Tensor, Tensor, float], Tensor]
 """(outputs, wanted outputs, temperature) → a mean over samples that is 0 where they agree."""
@@ -44,16 +46,39 @@ def matching_for(targets: Any) -> Matching:
     return squared_error if isinstance(targets, Tensor) and targets.is_floating_point() else soft_targets
 
 
-def divergence(model: nn.Module, batches: Sequence[Batch], wanted: Sequence[Tensor]) -> float:
+def mismatch(outputs: Outputs, wanted: Outputs, targets: Any, temperature: float = 1.0) -> Tensor:
+    """How far a model's outputs are from the wanted ones, 0 where they agree.
+
+    A single floating tensor is matched as `matching_for` says. Of several outputs the floating ones count, all alike:
+    those that targets label are matched as class distributions, all others (hidden states, boxes, scores that nobody
+    labelled) by the squared error relative to their variance, so that neither width nor scale gives one more say.
+    """
+    ours, theirs = sole(outputs), sole(wanted)
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        return matching_for(targets)(classes_first(ours, targets), classes_first(theirs, targets), temperature)
+    found, reference = as_flat(outputs), as_flat(wanted)
+    parts = [_part(found[i], reference[i], about, temperature) for i, about in paired(wanted, targets)]
+    if not parts:
+        raise TaskError("the model returns no floating tensor: there is nothing to learn from the original")
+    return torch.stack(parts).mean()
+
+
+def _part(outputs: Tensor, wanted: Tensor, targets: Any, temperature: float) -> Tensor:
+    if targets is None or (isinstance(targets, Tensor) and targets.is_floating_point()):
+        return squared_error(outputs, wanted)
+    return soft_targets(classes_first(outputs, targets), classes_first(wanted, targets), temperature)
+
+
+def divergence(model: nn.Module, batches: Sequence[Batch], wanted: Sequence[Outputs]) -> float:
     """Mean over samples of how far the model's outputs are from the wanted ones, batch by batch."""
     total, samples = 0.0, 0
     with torch.no_grad():
-        for (inputs, targets), reference in zip(batches, wanted, strict=True):
-            total += len(reference) * matching_for(targets)(model(*inputs), reference, 1.0).item()
-            samples += len(reference)
+        for batch, reference in zip(batches, wanted, strict=True):
+            total += size(batch) * mismatch(model(*batch[0]), reference, batch[1]).item()
+            samples += size(batch)
     return total / samples
 
 
-def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
+def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> list[Outputs]:
     with torch.no_grad():
         return [model(*inputs) for inputs, _ in batches]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autocompress.devices._timing import middle_mean
-from autocompress.devices.base import Array, Availability, Device, NodeTime
+from autocompress.devices.base import Array, Availability, Device, NodeTime, Results
 from autocompress.devices.tvm.address import FORM, SCHEME, parse
 from autocompress.devices.tvm.loaded import Loaded
 from autocompress.devices.tvm.local import Local
@@ -135,7 +135,7 @@ class TvmSession:
         self._machine = machine
         self._loaded: dict[Shapes, Loaded] = {}
 
-    def run(self, *inputs: Array) -> Array:
+    def run(self, *inputs: Array) -> Results:
         task = f"run {self._path}"
         loaded = self._load(inputs, task)
         with self._machine.working(task):

@@ -1,12 +1,12 @@
 """A program in memory, here or on a device far away: fed, run and timed by the same calls."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from autocompress.devices.base import Array
+from autocompress.devices.base import Array, Results, as_results
 from autocompress.devices.tvm.origins import MAIN
 from autocompress.devices.tvm.program import KernelCall
 
@@ -18,15 +18,10 @@ class Loaded:
     machine: Any
     device: Any
 
-    def run(self, inputs: Sequence[Array]) -> Array:
-        """The model's first output."""
+    def run(self, inputs: Sequence[Array]) -> Results:
         self._feed(MAIN, inputs)
         self.machine.invoke_stateful(MAIN)
-        made = self.machine.get_outputs(MAIN)
-        while not hasattr(made, "numpy"):
-            made = made[0]
-        result: Array = made.numpy()
-        return result
+        return as_results(_arrays(self.machine.get_outputs(MAIN)))
 
     def time(self, inputs: Sequence[Array], runs: int, function: str = MAIN) -> list[float]:
         """Seconds of each run by the clock of the device's own machine, after one run that does not count."""
@@ -43,3 +38,12 @@ class Loaded:
 
         tensors = (tvm.runtime.tensor(np.asarray(array, order="C"), self.device) for array in inputs)
         self.machine.set_input(function, *tensors)
+
+
+def _arrays(made: Any) -> Iterator[Array]:
+    """The arrays of a result, which TVM nests in tuples of its own."""
+    if hasattr(made, "numpy"):
+        yield made.numpy()
+        return
+    for part in made:
+        yield from _arrays(part)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from autocompress.devices.base import Array, NodeTime, Session
+from autocompress.devices.base import Array, NodeTime, Results, Session
 from autocompress.devices.ort import OrtDevice
 from autocompress.devices.vela.compiler import PACKAGE, REQUIRED, Cycles, Report, compiled
 from autocompress.devices.vela.host import host_cycles
@@ -79,7 +79,7 @@ class VelaSession:
     threads: int
     nodes: tuple[NodeTime, ...]
 
-    def run(self, *inputs: Array) -> Array:
+    def run(self, *inputs: Array) -> Results:
         return self._executor.run(*inputs)
 
     def time(self, inputs: Sequence[Array], runs: int) -> list[float]:

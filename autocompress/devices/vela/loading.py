@@ -22,6 +22,8 @@ def loaded(path: Path) -> Any:
         while _fold(model.graph):
             del model.graph.value_info[:]
             model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except DeviceError:
+        raise
     except Exception as error:  # whatever the parser trips over: protobuf's errors share no base class
         said = " ".join(str(error).split())[:240] or type(error).__name__
         raise DeviceError(f"can't read {path} as an ONNX model: {said}; export it again") from error
@@ -33,8 +35,17 @@ def _fix_batch(graph: Any) -> None:
     del graph.value_info[:]
     for value in graph.input:
         sizes = value.type.tensor_type.shape.dim
-        if sizes and value.name not in constants:
-            sizes[0].dim_value = 1
+        if value.name in constants:
+            continue
+        for axis, size in enumerate(sizes):
+            if size.dim_value:
+                continue
+            if axis:
+                raise DeviceError(
+                    f"input {value.name} leaves its axis {axis} open ({size.dim_param or 'no name'}), and an "
+                    "accelerator takes fixed sizes: give example inputs and batches of one size"
+                )
+            size.dim_value = 1
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
 
