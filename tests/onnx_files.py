@@ -10,8 +10,8 @@ CHANNELS = 20
 CLASSES = 5
 
 
-def write_net(path: Path, *, int8: bool = False) -> Path:
-    """(batch, 3, 8, 8) → conv, relu, global average, linear → (batch, CLASSES)."""
+def write_net(path: Path, *, int8: bool = False, pooled: bool = False) -> Path:
+    """(batch, 3, 8, 8) → conv, relu, global average, linear → (batch, CLASSES); `pooled`: the averages too, first."""
     draw = np.random.default_rng(0)
     weights = {
         "conv.weight": draw.normal(size=(CHANNELS, 3, 3, 3)).astype(np.float32),
@@ -32,7 +32,11 @@ def write_net(path: Path, *, int8: bool = False) -> Path:
         nodes = _quantised_conv(nodes, constants)
     graph = helper.make_graph(
         nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", CLASSES])], constants,
+        [
+            *([helper.make_tensor_value_info("f", TensorProto.FLOAT, ["batch", CHANNELS])] if pooled else []),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", CLASSES]),
+        ],
+        constants,
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)

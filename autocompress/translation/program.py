@@ -83,8 +83,7 @@ class Program:
         with torch.no_grad():
             for i, node in enumerate(self._graph.node):
                 self._add(writer, node, i)
-            outputs = self.outputs[:1] if style.rounds else self.outputs
-            module = writer.finish([(entry.name, _dtype(entry.dtype)) for entry in outputs])
+            module = writer.finish([(entry.name, _dtype(entry.dtype)) for entry in self.outputs])
         self.notes = writer.notes
         return module
 

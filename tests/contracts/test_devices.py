@@ -10,7 +10,7 @@ import pytest
 from autocompress.devices import Device, list_devices, open_device
 from autocompress.vocabulary.errors import DeviceError, UntimedError
 from autocompress.vocabulary.workload import DType
-from tests.onnx_files import CLASSES, write_net
+from tests.onnx_files import CHANNELS, CLASSES, write_net
 
 USABLE = [row.name for row in list_devices() if row.usable]
 ROUNDING = {"fp32": 1e-5, "tf32": 2**-8, "fp16": 2**-8, "bf16": 2**-5}
@@ -68,6 +68,15 @@ def test_runs_any_batch_with_any_number_of_threads(device: Device, net: Path) ->
     rounding = ROUNDING[device.environment().get("precision", "fp32")]
     np.testing.assert_allclose(one, many, rtol=rounding, atol=rounding * np.abs(one).max())
     np.testing.assert_allclose(one[0], one[2], rtol=rounding, atol=rounding * np.abs(one).max())
+
+
+def test_several_outputs_come_as_a_tuple_in_the_file_s_order(device: Device, tmp_path: Path) -> None:
+    batch = np.concatenate([SAMPLE, -SAMPLE])
+    alone = device.open(write_net(tmp_path / "one.onnx")).run(batch)
+    found = device.open(write_net(tmp_path / "two.onnx", pooled=True)).run(batch)
+    assert isinstance(found, tuple) and [array.shape for array in found] == [(2, CHANNELS), (2, CLASSES)]
+    rounding = ROUNDING[device.environment().get("precision", "fp32")]
+    np.testing.assert_allclose(found[1], alone, rtol=rounding, atol=rounding * np.abs(alone).max())
 
 
 def test_times_every_run(device: Device, net: Path) -> None:
