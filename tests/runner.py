@@ -10,6 +10,8 @@ import onnxruntime
 import pytest
 from torch import Tensor
 
+from autocompress.devices.ort import saturates
+
 
 class Runner:
     """ONNX Runtime on one thread."""
@@ -21,6 +23,8 @@ class Runner:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = 1
         settings.log_severity_level = 3
+        if saturates():
+            settings.add_session_config_entry("session.x64quantprecision", "1")
         for name, value in options.items():
             setattr(settings, name, value)
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
@@ -33,9 +37,26 @@ class Runner:
 
     def executed(self, path: Path) -> Counter[str]:
         """How often each operator occurs in the graph as ONNX Runtime optimises it."""
+        return Counter(node.op_type for node in self._optimised(path).graph.node)
+
+    def tensors(self, path: Path, *inputs: Tensor) -> dict[str, np.ndarray]:
+        """Every tensor of the graph as ONNX Runtime optimises it."""
+        proto = self._optimised(path)
+        outside = {info.name for info in proto.graph.output}
+        inner = [name for node in proto.graph.node for name in node.output if name and name not in outside]
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+        watched = self.folder / "watched.onnx"
+        onnx.save(proto, watched)
+        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = self._session(watched, graph_optimization_level=level)
+        feed = {info.name: x.numpy() for info, x in zip(session.get_inputs(), inputs, strict=True)}
+        names = [info.name for info in session.get_outputs()]
+        return dict(zip(names, session.run(names, feed), strict=True))
+
+    def _optimised(self, path: Path) -> onnx.ModelProto:
         optimised = self.folder / "optimised.onnx"
         self._session(path, optimized_model_filepath=str(optimised))
-        return Counter(node.op_type for node in onnx.load(optimised).graph.node)
+        return onnx.load(optimised)
 
 
 @pytest.fixture

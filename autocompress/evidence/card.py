@@ -38,7 +38,8 @@ class Card:
 
     `outputs` are the torch model's for the first samples of the validation split, so that the file can be checked later
     and elsewhere without that model: a row for each sample, of which the first `widths[0]` values are the first
-    output's, and so on. `providers` counts the executed nodes of each backend.
+    output's, and so on; `rounding` is the effect of the 8-bit tensors' rounding on each output (see sensitivity.py).
+    `providers` counts the executed nodes of each backend.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Card:
     providers: Mapping[str, int]
     environment: Mapping[str, str]
     widths: tuple[int, ...]
+    rounding: tuple[float, ...]
 
     @property
     def speedup(self) -> float | None:
@@ -113,7 +115,7 @@ def _typed(name: str, value: Any, folder: Path) -> Any:
         return Artifact(**{**value, "path": folder / Path(value["path"]).name})
     if name == "outputs":
         return tuple(tuple(row) for row in value)
-    if name == "widths":
+    if name in ("widths", "rounding"):
         return tuple(value)
     kind = {"validation": Score, "test": Score, "predicted": Latency, "measured": Latency, "baseline": Latency}.get(
         name

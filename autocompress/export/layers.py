@@ -33,8 +33,10 @@ def _int8_operands(e: Emitter, name: str, layer: QuantizedLayer) -> list[str]:
 
 
 def _dequantized(e: Emitter, name: str, steps: Tensor, scale: Tensor, axis: int) -> str:
+    """Zero points are not shared: where ONNX Runtime 1.31 makes int8 weights uint8 (its session.x64quantprecision), it
+    fails on one that two layers read."""
     zeros = torch.zeros(scale.shape, dtype=steps.dtype)
-    tensors = (e.parameter(steps, name), e.parameter(scale, f"{name}_scale"), e.parameter(zeros, f"{name}_zero"))
+    tensors = (e.parameter(steps, name), e.parameter(scale, f"{name}_scale"), e.own_parameter(zeros, f"{name}_zero"))
     return e.add_named(f"{name}>dq", "DequantizeLinear", *tensors, axis=axis)
 
 

@@ -90,6 +90,12 @@ class Writer:
         """An initializer for a module's tensor, by the name it has in the model; equal ones are stored once."""
         return self._stored(tensor.detach().cpu().contiguous().numpy(), name)
 
+    def own_parameter(self, tensor: Tensor, name: str) -> str:
+        """The same, but stored anew where an equal one is there already."""
+        unique = self.unique(name)
+        self.initializers.append(numpy_helper.from_array(tensor.detach().cpu().contiguous().numpy(), unique))
+        return unique
+
     def _stored(self, value: Any, name: str) -> str:
         array = np.ascontiguousarray(value).reshape(value.shape)
         key = (array.dtype.str, array.shape, hashlib.blake2b(array.tobytes(), digest_size=16).digest())

@@ -27,6 +27,7 @@ from autocompress.devices import Device, open_device
 from autocompress.evidence.card import Card, write_card
 from autocompress.evidence.outputs import Rows
 from autocompress.evidence.scores import top1
+from autocompress.evidence.sensitivity import rounding_effect
 from autocompress.evidence.verify import (
     model_rows,
     precision_of,
@@ -93,6 +94,7 @@ class TorchEvaluator:
         self._teacher = Teacher(self.graph, settings.fine_tuning.precision)
         self._threads = os.cpu_count() or 1
         self._outputs: dict[str, Rows] = {}
+        self._rounding: dict[str, tuple[float, ...]] = {}
         self._scores: dict[tuple[str, str, str], Score] = {}
 
     @property
@@ -165,6 +167,7 @@ class TorchEvaluator:
         model = self._final(plan, weights)
         artifact = to_onnx(model, path, plan.key)
         self._outputs[artifact.sha256] = model_rows(model, self._checked)
+        self._rounding[artifact.sha256] = rounding_effect(model, self._checked)
         return artifact
 
     def score(self, path: Path, samples: int | None, profile: str | None = None) -> Score:
@@ -211,7 +214,8 @@ class TorchEvaluator:
         session = device.open(artifact.path)
         found = session_rows(session, self._checked)
         providers = provider_counts(session)
-        same = worst_parity(outputs, found, candidate.plan, sum(providers.values()), precision_of(device))
+        rounding, kernels = self._rounding[artifact.sha256], sum(providers.values())
+        same = worst_parity(outputs, found, rounding, kernels, precision_of(device))
         if not same.agrees:
             raise VerificationError(
                 f"{artifact.path.name} differs from its torch model by {same.rms_difference:.3g} (root mean square), "
@@ -223,6 +227,7 @@ class TorchEvaluator:
             test=candidate.test_score, predicted=candidate.latency, measured=candidate.measured,
             baseline=baseline.latency, parity=same, outputs=outputs.as_lists(), providers=providers,
             environment={**self.environment, **device.environment()}, widths=outputs.widths,
+            rounding=rounding,
         )  # fmt: skip
         write_card(card)
 

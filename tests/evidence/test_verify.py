@@ -22,7 +22,9 @@ from autocompress.compression.plan import Plan, Step
 from autocompress.devices import open_device
 from autocompress.evidence.card import Card, Parity, card_path, read_card, write_card
 from autocompress.evidence.scores import top1
+from autocompress.evidence.sensitivity import rounding_effect
 from autocompress.evidence.verify import (
+    ROUNDING_SAFETY,
     Verification,
     model_rows,
     parity,
@@ -42,7 +44,6 @@ from autocompress.vocabulary.errors import RunError, UntimedError, VerificationE
 from autocompress.vocabulary.workload import DType, Latency
 
 ROUNDS = 6
-INT8 = Plan("f", (Step("a", Quantize(DType.INT8)), Step("b", Quantize(DType.INT8))))
 
 
 def make_task() -> Task:
@@ -73,12 +74,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Path]:
     session = open_device("ort:cpu").open(path)
     batch = validation_batch(task, calling_of(task))
     outputs = model_rows(built, batch)
-    found = worst_parity(outputs, session_rows(session, batch), plan, len(session.providers()))
+    rounding = rounding_effect(built, batch)
+    found = worst_parity(outputs, session_rows(session, batch), rounding, len(session.providers()))
     score = top1(predictor(session), task.validation)
     card = Card(
         plan.key, plan, artifact, score, top1(predictor(session), task.test or []),
         Latency(1e-3, 1e-3, 1e-3, 1.0), seconds(1.0), seconds(0.1),
-        found, outputs.as_lists(), provider_counts(session), {"runtime": "here"}, outputs.widths,
+        found, outputs.as_lists(), provider_counts(session), {"runtime": "here"}, outputs.widths, rounding,
     )  # fmt: skip
     write_card(card)
     return task, path
@@ -191,18 +193,18 @@ def test_missing_files_are_named(exported: tuple[Task, Path], tmp_path: Path) ->
 
 def test_tolerance_is_zero_for_nothing_and_grows_with_what_rounds() -> None:
     outputs = np.array([[-1.0, 3.0]])
-    float_only = tolerance(outputs, Plan("f"), 10)
+    float_only = tolerance(outputs, 0.0, 10)
     assert 0 < float_only < 1e-2
-    assert tolerance(outputs, Plan("f"), 40) == pytest.approx(2 * float_only)
-    assert tolerance(10 * outputs, Plan("f"), 10) == pytest.approx(10 * float_only)
-    assert tolerance(outputs, INT8, 10) - float_only == pytest.approx(np.sqrt(2 / 6) / 255 * 4)
+    assert tolerance(outputs, 0.0, 40) == pytest.approx(2 * float_only)
+    assert tolerance(10 * outputs, 0.0, 10) == pytest.approx(10 * float_only)
+    assert tolerance(outputs, 0.3, 10) - float_only == pytest.approx(0.3 * ROUNDING_SAFETY)
 
 
 @pytest.mark.parametrize("found", [np.array([[np.nan, 1.0]]), np.array([[np.inf, 1.0]]), np.zeros((1, 3))])
 def test_outputs_that_are_no_numbers_or_of_another_shape_never_agree(found: np.ndarray) -> None:
-    assert not parity(np.array([[0.0, 1.0]]), found, INT8, 3).agrees
+    assert not parity(np.array([[0.0, 1.0]]), found, 0.1, 3).agrees
 
 
 def test_equal_outputs_agree() -> None:
     same = np.array([[0.0, 1.0]])
-    assert parity(same, same, Plan("f"), 1) == Parity(1, 0.0, 0.0, tolerance(same, Plan("f"), 1))
+    assert parity(same, same, 0.1, 1) == Parity(1, 0.0, 0.0, tolerance(same, 0.1, 1))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 INT8_KINDS = frozenset({"conv", "linear"})
 
+_SOFTMAX = frozenset({torch.ops.aten.softmax.int, torch.ops.aten._softmax.default})
+
 
 class QuantizeMethod:
     """A layer stays as it is (None) or computes in int8, on devices that have it."""
@@ -75,7 +77,7 @@ def insert_fake_quant(
     rounding: dict[Node, FakeQuantize] = {}
     for point in points:
         if point.keeps is None:
-            rounding[point.node] = FakeQuantize.over(*choose(observed[point.node], ranges))
+            rounding[point.node] = _grid(point.node, *choose(observed[point.node], ranges))
         else:
             rounding[point.node] = copy.deepcopy(rounding[point.keeps])
         _insert(model, point, rounding[point.node])
@@ -130,6 +132,14 @@ def _is_tensor(node: Node) -> bool:
         return False
     sized = node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload)
     return node.target is operator.getitem or not (sized or calls(node, torch.ops.aten.sym_size.int))
+
+
+def _grid(node: Node, low: float, high: float) -> FakeQuantize:
+    """The grid over [low, high]; of a softmax with a step of 1 / n, as ONNX Runtime's QLinearSoftmax takes it."""
+    grid = FakeQuantize.over(low, high)
+    if calls(node, *_SOFTMAX):
+        grid.scale.copy_((1 / grid.scale).floor().clamp_min(1).reciprocal())
+    return grid
 
 
 def _insert(model: GraphModule, point: _Point, module: FakeQuantize) -> None:
