@@ -168,8 +168,8 @@ def shift_outputs(model: GraphModule, layer: str, shift: Tensor) -> None:
     module: Any = model.get_submodule(layer)
     norm = following_norm(model, layer)
     with torch.no_grad():
-        if module.bias is not None:
-            module.bias += shift.to(module.bias.dtype)
+        if module.bias is not None:  # a new one: another call of the layer may hold the old
+            module.bias = nn.Parameter(module.bias.detach() + shift.to(module.bias.dtype))
         elif norm is not None:
             norm.running_mean -= shift.to(norm.running_mean.dtype)
         else:

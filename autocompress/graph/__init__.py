@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from autocompress.graph.branches import find_branches, with_branches
-from autocompress.graph.check import check_group
+from autocompress.graph.capture import Axes
+from autocompress.graph.check import check_groups
 from autocompress.graph.groups import axis_classes, find_groups
 from autocompress.graph.kernels import Fused, Side, fuse
 from autocompress.graph.labels import CONVOLUTIONS, TRANSPOSED, label
@@ -28,17 +30,22 @@ _KINDS: dict[type[nn.Module], str] = {
 }
 
 
-def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], frozen: Sequence[str] = ()) -> Graph:
+def trace(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    frozen: Sequence[str] = (),
+    axes: Axes | None = None,
+) -> Graph:
     """Everything that is known about a model before any data is seen.
 
-    `frozen` are fnmatch patterns of layers to leave alone. Every group that is not frozen has passed the dead-channel
+    `frozen` are fnmatch patterns of layers to leave alone, `axes` the free axes of every input (None: the batch, axis
+    0). Every group that is not frozen has passed the dead-channel
     check. Raises TraceError where the model can't be captured or holds nothing to compress.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    lifted = capture(copy.deepcopy(model), inputs)
-    calls = Counter(str(n.target) for n in lifted.graph.nodes if n.op == "call_module")
-    labels = label(lifted, {name for name, count in calls.items() if count > 1})
-    layers = _layers(lifted, calls, frozen)
+    lifted = capture(model, inputs, axes)
+    labels = label(lifted)
+    layers = _layers(lifted, frozen)
     if not layers:
         raise TraceError("the model holds no convolution or linear layer: nothing to compress; check Task.model")
     classes = {name: found for name, array in labels.nodes.items() if (found := axis_classes(array))}
@@ -46,29 +53,37 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], frozen:
     return _with_kernels(_with_branches(_with_proofs(graph), frozen))
 
 
-def _layers(model: GraphModule, calls: Mapping[str, int], frozen: Sequence[str]) -> dict[str, Layer]:
+def _layers(model: GraphModule, frozen: Sequence[str]) -> dict[str, Layer]:
+    """Layers by the name of their first call; `calls` are all modules that hold the layer's weight as it does."""
     layers: dict[str, Layer] = {}
+    shared = _shared_weights(model)
     for node in model.graph.nodes:
-        if node.op != "call_module":
+        module: Any = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        kind = _KINDS.get(type(module))
+        if kind is None:
             continue
         name = str(node.target)
-        module = model.get_submodule(name)
-        kind = _KINDS.get(type(module))
-        if kind is None or name in layers:
+        first = name.partition("@")[0]
+        if first in layers:
+            layers[first] = replace(layers[first], calls=(*layers[first].calls, name))
             continue
         pattern = next((f for f in frozen if fnmatchcase(name, f)), None)
         reason = f"left alone by the task ({pattern})" if pattern else None
-        reason = reason or ("used more than once" if calls[name] > 1 else None)
-        layers[name] = Layer(name, kind, node.name, tuple(module.weight.shape), reason)  # type: ignore[arg-type]
+        shape = tuple(module.weight.shape)
+        layers[name] = Layer(name, kind, node.name, shape, reason, (name,), id(module.weight) in shared)
     return layers
 
 
+def _shared_weights(model: GraphModule) -> set[int]:
+    """Weights that several modules hold."""
+    held = Counter(id(tensor) for module in model.modules() for tensor in module.parameters(recurse=False))
+    return {tensor for tensor, count in held.items() if count > 1}
+
+
 def _with_proofs(graph: Graph) -> Graph:
-    groups = {
-        name: group if group.frozen else replace(group, frozen=check_group(graph, group))
-        for name, group in graph.groups.items()
-    }
-    return replace(graph, groups=groups)
+    free = [group for group in graph.groups.values() if group.frozen is None]
+    reasons = check_groups(graph, free)
+    return replace(graph, groups={n: replace(g, frozen=reasons.get(n, g.frozen)) for n, g in graph.groups.items()})
 
 
 def _with_branches(graph: Graph, frozen: Sequence[str]) -> Graph:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from autocompress.graph.labels import CONVOLUTIONS
+from autocompress.graph.labels import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, TRANSPOSED
+from autocompress.graph.lift import sweep
 from autocompress.graph.operators import TABLE
+from autocompress.graph.recurrent import RECURRENT
 from autocompress.graph.types import Branch, Graph, Group, Member
 from autocompress.vocabulary.errors import BuildError
 
@@ -34,6 +36,7 @@ def cut(model: GraphModule, graph: Graph, keep: Keep) -> None:
     if removed:
         _rewrite_sizes(model, graph, removed)
         _match_modules(model)
+        _match_plain_norms(model, graph, removed)
         model.recompile()
 
 
@@ -46,9 +49,7 @@ def drop_branch(model: GraphModule, branch: Branch) -> None:
     shortcut = next(i for i in add.all_input_nodes if i.name not in branch.nodes)
     add.replace_all_uses_with(shortcut)
     model.graph.erase_node(add)
-    model.graph.eliminate_dead_code()
-    model.delete_all_unused_submodules()
-    model.recompile()
+    sweep(model)
 
 
 def _cut_parameters(model: GraphModule, group: Group, channels: Sequence[int]) -> None:
@@ -81,24 +82,33 @@ def _marks(owner: nn.Module, tensor: str, axis: int, size: int) -> set[int]:
 
 
 def _match_modules(model: GraphModule) -> None:
-    """Slices every marked tensor once and sets the modules' channel counts to what their tensors now hold."""
-    for module in model.modules():
+    """Slices every marked tensor once and sets the modules' channel counts to what their tensors now hold.
+
+    Layers that share a parameter share what is left of it.
+    """
+    sliced: dict[Any, Any] = {}
+    for module in list(model.modules()):
         pending = module.__dict__.pop("_positions_kept", {})
-        for (tensor, axis), kept in pending.items():
-            _slice(module, tensor, axis, sorted(kept))
+        axes: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
+        for (tensor, axis), kept in sorted(pending.items()):
+            axes.setdefault(tensor, []).append((axis, tuple(sorted(kept))))
+        for tensor, kept_along in axes.items():
+            value = getattr(module, tensor)
+            key = (id(value), tuple(kept_along))
+            if key not in sliced:
+                sliced[key] = value, _sliced(module, tensor, value, kept_along)
+            setattr(module, tensor, sliced[key][1])
         if pending:
             _set_sizes(module)
 
 
-def _slice(module: nn.Module, tensor: str, axis: int, kept: list[int]) -> None:
-    value = getattr(module, tensor)
-    if not kept:
-        raise BuildError(f"a cut would leave nothing of {type(module).__name__}.{tensor}")
-    data = value.detach().index_select(axis, torch.tensor(kept))
-    if isinstance(value, nn.Parameter):
-        setattr(module, tensor, nn.Parameter(data, requires_grad=value.requires_grad))
-    else:
-        setattr(module, tensor, data)
+def _sliced(module: nn.Module, tensor: str, value: Tensor, kept_along: list[tuple[int, tuple[int, ...]]]) -> Tensor:
+    data = value.detach()
+    for axis, kept in kept_along:
+        if not kept:
+            raise BuildError(f"a cut would leave nothing of {type(module).__name__}.{tensor}")
+        data = data.index_select(axis, torch.tensor(kept))
+    return nn.Parameter(data, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else data
 
 
 def _set_sizes(module: Any) -> None:
@@ -107,18 +117,46 @@ def _set_sizes(module: Any) -> None:
             module.groups = module.weight.shape[0] * module.groups // module.out_channels
         module.out_channels = module.weight.shape[0]
         module.in_channels = module.weight.shape[1] * module.groups
-    elif isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+    elif isinstance(module, TRANSPOSED):
         module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-        module.num_features = module.running_mean.numel()  # type: ignore[union-attr]
+    elif isinstance(module, (*BATCH_NORMS, *INSTANCE_NORMS)):
+        known: list[Any] = [t for t in (module.running_mean, module.weight) if t is not None]
+        module.num_features = len(known[0])
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = max(1, module.num_groups * len(module.weight) // module.num_channels)
+        module.num_channels = len(module.weight)
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
-    elif isinstance(module, nn.GroupNorm):
-        module.num_channels = module.weight.numel()
-    elif isinstance(module, nn.LayerNorm):
-        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    elif isinstance(module, RECURRENT):
+        weights: Any = module
+        module.hidden_size, module.input_size = weights.weight_hh_l0.shape[1], weights.weight_ih_l0.shape[1]
+
+
+def _match_plain_norms(model: GraphModule, graph: Graph, removed: set[int]) -> None:
+    """Norms without parameters of their own have nothing that tells how many channels are left."""
+    for node in model.graph.nodes:
+        module: Any = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if getattr(module, "weight", 0) is not None:
+            continue
+        source = node.all_input_nodes[0]
+        axis = source.meta["one"].dim() - 1 if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else 1
+        classes = _axes(graph, source).get(axis)
+        if classes is None or not removed.intersection(classes):
+            continue
+        kept = _kept(classes, removed)
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            module.normalized_shape = (kept,)
+        elif isinstance(module, nn.GroupNorm):
+            module.num_groups = max(1, module.num_groups * kept // module.num_channels)
+            module.num_channels = kept
+        elif isinstance(module, INSTANCE_NORMS):
+            module.num_features = kept
 
 
 def _rewrite_sizes(model: GraphModule, graph: Graph, removed: set[int]) -> None:
@@ -137,7 +175,9 @@ def _axes(graph: Graph, node: Any) -> Mapping[int, tuple[int, ...]]:
 
 
 def _resize_shape(node: Node, graph: Graph, removed: set[int]) -> None:
-    shape = list(node.args[1])  # type: ignore[arg-type]
+    """The argument that holds a size for every axis of the result."""
+    place = 0 if node.target in _MADE else 1
+    shape = list(_given(node)[place])
     for axis, classes in _axes(graph, node).items():
         kept = _kept(classes, removed)
         if kept == len(classes):
@@ -146,16 +186,18 @@ def _resize_shape(node: Node, graph: Graph, removed: set[int]) -> None:
             shape[axis] = _resized_product(shape[axis], len(classes), kept)
         elif shape[axis] > 0:
             shape[axis] = kept
-    node.update_arg(1, shape)
+    node.update_arg(place, shape)
 
 
 def _resized_product(size: Node, before: int, after: int) -> Node:
     """batch * heads, with fewer heads."""
-    if size.target is not operator.mul or before not in size.args:
-        raise BuildError(f"the size {size.name} depends on the channels in a way that a cut can't follow")
-    factors = tuple(after if factor == before else factor for factor in size.args)
     with size.graph.inserting_after(size):
-        return size.graph.call_function(operator.mul, factors)
+        if size.target is operator.mul and before in size.args:
+            factors = tuple(after if factor == before else factor for factor in size.args)
+            return size.graph.call_function(operator.mul, factors)
+        product = size.graph.call_function(operator.mul, (size, after))
+    with size.graph.inserting_after(product):
+        return size.graph.call_function(operator.floordiv, (product, before))
 
 
 def _given(node: Node) -> tuple[Any, ...]:
@@ -210,7 +252,44 @@ def _resize_split(node: Node, graph: Graph, removed: set[int]) -> None:
     node.args = (source, kept, axis)
 
 
+def _resize_index(node: Node, graph: Graph, removed: set[int]) -> None:
+    """Numbers that pick channels: those of channels that are gone go, the others are counted anew."""
+    source = _given(node)[0]
+    for axis, index in _constant_indices(node).items():
+        classes = _axes(graph, source).get(axis)
+        if classes is None or not removed.intersection(classes):
+            continue
+        owner_path, _, leaf = str(index.target).rpartition(".")
+        numbers = getattr(node.graph.owning_module.get_submodule(owner_path), leaf)  # type: ignore[union-attr]
+        if numbers.dim() != 1 or len(_constant_indices(node)) != 1:
+            raise BuildError(f"{node.name} picks channels along several axes; a cut can't follow that")
+        _replace_numbers(node, index, _renumbered(numbers, classes, removed))
+
+
+def _constant_indices(node: Node) -> dict[int, Node]:
+    given = _given(node)
+    rank = given[0].meta["one"].dim()
+    if node.target is aten.index.Tensor:
+        return {axis: index for axis, index in enumerate(given[1]) if index is not None and index.op == "get_attr"}
+    return {given[1] % rank: given[2]} if given[2].op == "get_attr" else {}
+
+
+def _renumbered(numbers: Tensor, classes: Sequence[int], removed: set[int]) -> Tensor:
+    kept = [place for place in numbers.tolist() if classes[place] not in removed]
+    return torch.tensor([_kept(classes, removed, place % len(classes)) for place in kept], dtype=torch.long)
+
+
+def _replace_numbers(node: Node, index: Node, numbers: Tensor) -> None:
+    name = f"{node.name}_numbers"
+    node.graph.owning_module.register_buffer(name, numbers)  # type: ignore[union-attr]
+    with node.graph.inserting_before(node):
+        node.replace_input_with(index, node.graph.get_attr(name))
+
+
+_MADE = frozenset({aten.zeros.default, aten.ones.default, aten.full.default})
+
 _RESIZE = {
+    "index": _resize_index,
     "shape": _resize_shape,
     "pad": _resize_pad,
     "slice": _resize_slice,

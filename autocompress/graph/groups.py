@@ -33,7 +33,7 @@ def find_groups(labels: Labels, frozen_layers: Sequence[str]) -> dict[str, Group
     """
     families: dict[frozenset[tuple[Place, int]], list[tuple[int, _Class]]] = defaultdict(list)
     for number, found in sorted(_classes(labels).items()):
-        if any(place[3] for place in found.positions):
+        if any(place[3] and place[1] for place in found.positions):
             families[found.signature].append((number, found))
     groups: dict[str, Group] = {}
     for family in families.values():
@@ -63,8 +63,7 @@ def axis_classes(array: np.ndarray) -> dict[int, tuple[int, ...]]:
     for axis in range(array.ndim):
         others = tuple(d for d in range(array.ndim) if d != axis)
         line = array.max(axis=others) if others else array
-        varies = line.size > 1 and bool((line != line[0]).any())
-        if varies or (line.size == 1 and array.size == 1 and line[0] >= 0):
+        if line.size > 1 and bool((line != line[0]).any()):
             found[axis] = tuple(int(c) for c in line)
     return found
 
@@ -84,7 +83,9 @@ def _group(
         pattern = next((f for f in frozen_layers if any(fnmatchcase(t, f) for t in targets)), None)
         reason = f"left alone by the task ({pattern})" if pattern else None
     if reason is None and len(numbers) == 1:
-        reason = "a single channel"
+        positions = max(len(member.index[0]) for member in members if member.produces)
+        together = f"its {positions} channels depend on one another: they could only go all together"
+        reason = "a single channel" if positions == 1 else together
     return Group(_unique_id(members, taken), len(numbers), members, numbers, reason)
 
 

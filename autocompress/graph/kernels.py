@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from autocompress.graph.calls import arguments, calls, getitem
+from autocompress.graph.capture import one_sample
 from autocompress.graph.labels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from autocompress.graph.operators import TABLE
 from autocompress.graph.products import Product, operand, product_of, recurrent_window
@@ -158,7 +159,7 @@ def _traced_batch(model: GraphModule) -> int:
 def _shapes(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> dict[Node, Any]:
     recorder = _Recorder(model)
     with torch.no_grad():
-        recorder.run(*(t[:1] if t.dim() else t for t in example_inputs))
+        recorder.run(*one_sample(model, example_inputs))
     return recorder.shapes
 
 

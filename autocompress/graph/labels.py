@@ -1,8 +1,11 @@
 """Channel labels carried through the graph: which elements of which tensors live and die together.
 
-Every tensor gets a label tensor of its own shape (batch of one). Layers hand out fresh labels for the channels they
-make; operators that move elements are simply run on the labels; operators that combine elements tie the labels that
-meet. What is tied in the end, element by element, is one *class*: a channel that can only be cut as a whole.
+Every tensor gets a label tensor of the shape that it has for one sample. Layers hand out fresh labels for the channels
+they make; operators that move elements are simply run on the labels; operators that combine elements tie the labels
+that meet. What is tied in the end, element by element, is one *class*: a channel that can only be cut as a whole.
+
+Labels that no layer made (inputs, free tensors, padding, constants made in forward) are *soft*: they take on what
+they meet, but a mask over positions says nothing of the channels that it is combined with.
 """
 
 from dataclasses import dataclass, field
@@ -15,11 +18,19 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from autocompress.graph.calls import arguments
 from autocompress.graph.operators import TABLE, Passage
+from autocompress.graph.recurrent import RECURRENT
+
+aten = torch.ops.aten
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+_CROSSED = "{} combines every channel of one tensor with all of another"
 
 
 @dataclass(slots=True)
@@ -37,7 +48,8 @@ class Axis:
 class Labels:
     """The outcome: classes per element of every node's output, parameter axes, and why classes are frozen.
 
-    `nodes[name]` holds class ids (-1: none) with the shape of the node's output at batch size 1.
+    `nodes[name]` holds class ids (-1: none) with the shape of the node's output for one sample; axes along which
+    nothing varies may have size 1.
     """
 
     nodes: dict[str, np.ndarray]
@@ -45,6 +57,29 @@ class Labels:
     frozen: dict[int, str]
     free_tensors: dict[str, np.ndarray]
     count: int = 0
+
+
+def label(model: GraphModule) -> Labels:
+    """Labels of a lifted model."""
+    ledger = Ledger()
+    flow = _Flow(model, ledger)
+    flow.run(*[node for node in model.graph.nodes if node.op == "placeholder"])
+    values = {name: v for name, v in flow.values.items() if isinstance(v, Tensor)}
+    classes = _align(ledger, values)
+    frozen: dict[int, str] = {}
+    for labels, reason in ledger.freezes:
+        for c in np.unique(classes[labels.numpy()]):
+            frozen.setdefault(int(c), reason)
+    for mix in ledger.mixes:
+        for c in _varying(classes[mix.labels.numpy()], mix.axes):
+            frozen.setdefault(int(c), mix.reason)
+    frozen.pop(-1, None)
+    free = {str(n.target): classes[flow.values[n.name].numpy()] for n in model.graph.nodes if n.op == "get_attr"}
+    axes = [
+        Axis(a.target, a.tensor, a.axis, torch.from_numpy(classes[a.labels.numpy()]), a.produces) for a in ledger.axes
+    ]
+    nodes = {name: classes[compact(v).numpy()] for name, v in values.items()}
+    return Labels(nodes, axes, frozen, free, int(classes.max()) + 1)
 
 
 @dataclass(slots=True)
@@ -55,7 +90,7 @@ class _Mix:
 
 
 @dataclass(slots=True)
-class _Ledger:
+class Ledger:
     """Collects ties and reasons while labels flow; label 0 stands for 'no channel'."""
 
     count: int = 1
@@ -63,49 +98,96 @@ class _Ledger:
     axes: list[Axis] = field(default_factory=list)
     freezes: list[tuple[Tensor, str]] = field(default_factory=list)
     mixes: list[_Mix] = field(default_factory=list)
+    owned: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _soft: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.bool))
 
-    def fresh(self, *shape: int) -> Tensor:
+    def fresh(self, *shape: int, soft: bool = False) -> Tensor:
         size = int(np.prod(shape))
         labels = torch.arange(self.count, self.count + size).reshape(shape)
         self.count += size
+        if self.count > len(self._soft):
+            grown = torch.zeros(2 * self.count, dtype=torch.bool)
+            grown[: len(self._soft)] = self._soft
+            self._soft = grown
+        self._soft[self.count - size : self.count] = soft
         return labels
 
-    def tie(self, a: Tensor, b: Tensor) -> Tensor:
-        """Labels that meet element by element become one; where one side has none, the other's stands."""
-        a, b = torch.broadcast_tensors(a, b)
+    def is_soft(self, labels: Tensor) -> Tensor:
+        """Where labels are not those of a layer's channels."""
+        return self._soft[compact(labels)].expand(labels.shape)
+
+    def tie(self, a: Tensor, b: Tensor, reason: str = "") -> Tensor:
+        """Labels that meet element by element become one; where one side has none, the other's stands.
+
+        Where one side varies along axes along which the other does not and the other way round, they do not meet: soft
+        labels give way, and of two sides' channels neither may be cut, for that `reason`.
+        """
+        a, b = (x.reshape((1,) * (max(a.dim(), b.dim()) - x.dim()) + x.shape) for x in (a, b))
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        along_a, along_b = varying_axes(a), varying_axes(b)
+        if along_a and along_b and along_a.isdisjoint(along_b):
+            return self._apart(a, b, reason).expand(shape)
+        for few, many, along in ((a, b, along_b), (b, a, along_a)):
+            if not varying_axes(few) and any(few.shape[axis] == 1 < many.shape[axis] for axis in along):
+                return many.expand(shape)
+        a, b = torch.broadcast_tensors(compact(a), compact(b))
         meet = (a > 0) & (b > 0) & (a != b)
         if meet.any():
             pairs = torch.stack([a[meet], b[meet]], 1).unique(dim=0)
             self.ties.append(pairs.numpy())
-        return torch.where(a > 0, a, b)
+        prefers_b = (a == 0) | ((b > 0) & self.is_soft(a))
+        return torch.where(prefers_b, b, a).expand(shape)
+
+    def _apart(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
+        if bool(self.is_soft(a).all()):
+            return b
+        if bool(self.is_soft(b).all()):
+            return a
+        self.freeze(a, reason)
+        self.freeze(b, reason)
+        return torch.zeros(1, dtype=torch.long)
 
     def tie_all(self, labels: Tensor, dims: tuple[int, ...]) -> Tensor:
         """Ties everything along `dims`, which are kept with size 1; elements without a label take the others'."""
+        labels = compact(labels, dims)
+        if all(labels.shape[d] == 1 for d in dims):
+            return labels
         kept = [d for d in range(labels.dim()) if d not in dims]
         flat = labels.permute(*kept, *dims).reshape(*[labels.shape[d] for d in kept], -1)
-        first = flat.max(-1, keepdim=True).values
-        self.tie(first, flat)
+        hard = torch.where(self.is_soft(flat), torch.zeros_like(flat), flat).max(-1, keepdim=True).values
+        first = torch.where(hard > 0, hard, flat.max(-1, keepdim=True).values)
+        meet = (flat > 0) & (flat != first)
+        if meet.any():
+            self.ties.append(torch.stack([first.expand_as(flat)[meet], flat[meet]], 1).unique(dim=0).numpy())
         result = first.squeeze(-1)
         for d in sorted(dims):
             result = result.unsqueeze(d)
         return result
 
     def freeze(self, labels: Tensor, reason: str) -> None:
-        self.freezes.append((labels.unique(), reason))
+        self.freezes.append((compact(labels).unique(), reason))
+
+    def own(self, name: str, tensor: str, axis: int, labels: Tensor, produces: bool, parameter: Tensor) -> None:
+        """Labels along an axis of a layer's parameter; every layer that shares the parameter shares them."""
+        labels = labels.flatten()
+        key = (id(parameter), axis)
+        if key in self.owned:
+            self.tie(self.owned[key], labels)
+        self.owned.setdefault(key, labels)
+        self.axes.append(Axis(name, tensor, axis, labels, produces))
 
 
 class _Flow(torch.fx.Interpreter):
     """Runs the graph on labels instead of activations."""
 
-    def __init__(self, model: GraphModule, ledger: _Ledger, shared: set[str]) -> None:
+    def __init__(self, model: GraphModule, ledger: Ledger) -> None:
         super().__init__(model)
         self.ledger = ledger
-        self.shared = shared
         self.values: dict[str, Any] = {}
 
     def run_node(self, n: Node) -> Any:
         if n.op == "output":
-            for value in torch.utils._pytree.tree_leaves(self.map_nodes_to_values(n.args, n)):
+            for value in _tensors(self.map_nodes_to_values(n.args, n)):
                 self.ledger.freeze(value, "an output of the model")
             return None
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -114,64 +196,46 @@ class _Flow(torch.fx.Interpreter):
         return value
 
     def _placeholder(self, n: Node, args: Any, kwargs: Any) -> Tensor:
-        meta = n.meta["val"]
-        shape = (1, *meta.shape[1:])
-        if not meta.dtype.is_floating_point:
-            return torch.zeros(shape, dtype=torch.long)
-        labels = self.ledger.fresh(*shape)
+        if not n.meta["one"].dtype.is_floating_point:
+            return _blank(n.meta["one"].shape)
+        labels = self.ledger.fresh(*n.meta["one"].shape, soft=True)
         self.ledger.freeze(labels, "an input of the model")
         return labels
 
     def _get_attr(self, n: Node, args: Any, kwargs: Any) -> Tensor:
         tensor = self.fetch_attr(str(n.target))
         if not tensor.dtype.is_floating_point or tensor.numel() < 2:
-            return torch.zeros(tensor.shape, dtype=torch.long)
-        return self.ledger.fresh(*tensor.shape)
+            return _blank(tensor.shape)
+        labels = self.ledger.fresh(*tensor.shape, soft=True)
+        for (parameter, axis), owned in self.ledger.owned.items():
+            if parameter == id(tensor):
+                self.ledger.tie(labels, _along(owned, axis, tensor.shape))
+        return labels
 
-    def _call_module(self, n: Node, args: Any, kwargs: Any) -> Tensor:
-        module, x = self.fetch_attr(str(n.target)), args[0]
-        name = str(n.target)
-        if isinstance(module, CONVOLUTIONS):
-            y = self._conv(n, name, module, x)
-        elif isinstance(module, TRANSPOSED):
-            y = self._conv_transpose(n, name, module, x)
-        elif isinstance(module, nn.Linear):
-            y = self._linear(name, module, x)
-        elif isinstance(module, BATCH_NORMS):
-            y = self._norm(name, module, self.ledger.tie_all(x, _all_but(x, 1)), x, 1)
-        elif isinstance(module, nn.LayerNorm):
-            y = self._layer_norm(name, module, x)
-        elif isinstance(module, nn.GroupNorm):
-            y = self._norm(name, module, self.ledger.tie_all(x, _all_but(x, 1)), x, 1)
-            self.ledger.mixes.append(_Mix(y, (1,), f"{name} normalises over groups of channels"))
-        elif isinstance(module, nn.Embedding):
-            y = self._embedding(name, module, x)
-        else:
-            unknown: Tensor = self._unknown(
-                n, args, f"{name} is a {type(module).__name__}, which is not in the operator table"
-            )
-            return unknown
-        if name in self.shared:
-            self.ledger.freeze(torch.cat([x.flatten(), y.flatten()]), f"{name} is used more than once")
-        return y
+    def _call_module(self, n: Node, args: Any, kwargs: Any) -> Any:
+        module, x, name = self.fetch_attr(str(n.target)), args[0], str(n.target)
+        for kinds, passing in _MODULES:
+            if isinstance(module, kinds):
+                return passing(self, n, name, module, x, *args[1:])
+        kind = type(module).__name__
+        return self._unknown(n, args, f"{name} is a {kind}, which is not in the operator table")
 
-    def _own(self, name: str, tensor: str, axis: int, labels: Tensor, produces: bool) -> None:
-        self.ledger.axes.append(Axis(name, tensor, axis, labels.flatten(), produces))
+    def _own_bias(self, name: str, module: Any, labels: Tensor) -> None:
+        if module.bias is not None:
+            self.ledger.own(name, "bias", 0, labels, True, module.bias)
 
     def _conv(self, n: Node, name: str, module: Any, x: Tensor) -> Tensor:
-        spatial = tuple(range(2, x.dim()))
-        inputs = self.ledger.tie_all(x, (0, *spatial)).flatten()
+        inputs = self.ledger.tie_all(x, _all_but(x, 1)).flatten().expand(x.shape[1])
         outputs = self.ledger.fresh(module.out_channels)
         if module.groups > 1:
             self._tie_groups(inputs, outputs, module.groups)
             inputs = inputs[: module.in_channels // module.groups]
             if module.groups == module.in_channels:
                 inputs = torch.zeros_like(inputs)
-        self._own(name, "weight", 1, inputs, False)
-        self._own(name, "weight", 0, outputs, True)
-        if module.bias is not None:
-            self._own(name, "bias", 0, outputs, True)
-        return _spread(outputs, 1, self._out_shape(n))
+        self.ledger.own(name, "weight", 1, inputs, False, module.weight)
+        self.ledger.own(name, "weight", 0, outputs, True, module.weight)
+        self._own_bias(name, module, outputs)
+        return _along(outputs, 1, n.meta["one"].shape)
 
     def _tie_groups(self, inputs: Tensor, outputs: Tensor, groups: int) -> None:
         """Depthwise: a channel goes with what is made of it. Grouped: channel i of every group goes together."""
@@ -182,111 +246,361 @@ class _Flow(torch.fx.Interpreter):
         self.ledger.tie_all(outputs.reshape(groups, -1), (0,))
 
     def _conv_transpose(self, n: Node, name: str, module: Any, x: Tensor) -> Tensor:
-        spatial = tuple(range(2, x.dim()))
-        inputs = self.ledger.tie_all(x, (0, *spatial)).flatten()
+        inputs = self.ledger.tie_all(x, _all_but(x, 1)).flatten().expand(x.shape[1])
         outputs = self.ledger.fresh(module.out_channels)
         if module.groups > 1:
             self.ledger.freeze(torch.cat([inputs, outputs]), f"{name} is a grouped transposed convolution")
-        self._own(name, "weight", 0, inputs, False)
-        self._own(name, "weight", 1, outputs, True)
-        if module.bias is not None:
-            self._own(name, "bias", 0, outputs, True)
-        return _spread(outputs, 1, self._out_shape(n))
+        self.ledger.own(name, "weight", 0, inputs, False, module.weight)
+        self.ledger.own(name, "weight", 1, outputs, True, module.weight)
+        self._own_bias(name, module, outputs)
+        return _along(outputs, 1, n.meta["one"].shape)
 
-    def _linear(self, name: str, module: nn.Linear, x: Tensor) -> Tensor:
+    def _linear(self, n: Node, name: str, module: nn.Linear, x: Tensor) -> Tensor:
         last = x.dim() - 1
-        inputs = self.ledger.tie_all(x, tuple(range(last))).flatten()
+        inputs = self.ledger.tie_all(x, tuple(range(last))).flatten().expand(x.shape[-1])
         outputs = self.ledger.fresh(module.out_features)
-        self._own(name, "weight", 1, inputs, False)
-        self._own(name, "weight", 0, outputs, True)
-        if module.bias is not None:
-            self._own(name, "bias", 0, outputs, True)
+        self.ledger.own(name, "weight", 1, inputs, False, module.weight)
+        self.ledger.own(name, "weight", 0, outputs, True, module.weight)
+        self._own_bias(name, module, outputs)
         return outputs.expand(*x.shape[:-1], -1)
 
-    def _norm(self, name: str, module: Any, channels: Tensor, x: Tensor, axis: int) -> Tensor:
+    def _norm(self, name: str, module: Any, channels: Tensor, x: Tensor) -> Tensor:
+        """`channels` are labels with the shape of x but for ones along all axes that hold no channels."""
         for tensor in ("weight", "bias", "running_mean", "running_var"):
-            if getattr(module, tensor, None) is not None:
-                self._own(name, tensor, 0, channels, tensor in ("weight", "bias"))
+            value = getattr(module, tensor, None)
+            if value is not None:
+                labels = channels.flatten().expand(len(value))
+                self.ledger.own(name, tensor, 0, labels, tensor in ("weight", "bias"), value)
         return channels.expand(x.shape)
 
-    def _layer_norm(self, name: str, module: nn.LayerNorm, x: Tensor) -> Tensor:
+    def _batch_norm(self, n: Node, name: str, module: Any, x: Tensor) -> Tensor:
+        return self._norm(name, module, self.ledger.tie_all(x, _all_but(x, 1)), x)
+
+    def _group_norm(self, n: Node, name: str, module: nn.GroupNorm, x: Tensor) -> Tensor:
+        """Whole groups may go; one group over everything is normalised over what is left, as a layer norm is."""
+        channels = self.ledger.tie_all(x, _all_but(x, 1)).expand([-1, x.shape[1], *[-1] * (x.dim() - 2)])
+        if module.num_groups > 1:
+            self.ledger.tie_all(channels.reshape(module.num_groups, -1), (1,))
+        return self._norm(name, module, channels, x)
+
+    def _last_axis_norm(self, n: Node, name: str, module: Any, x: Tensor) -> Tensor:
         rank = len(module.normalized_shape)
-        last = tuple(range(x.dim() - rank, x.dim()))
         if rank != 1:
             self.ledger.freeze(x, f"{name} normalises over {rank} axes")
             return x
-        y = self._norm(name, module, self.ledger.tie_all(x, tuple(range(x.dim() - 1))), x, last[0])
-        self.ledger.mixes.append(_Mix(y, last, f"{name} normalises over the channels"))
-        return y
+        return self._norm(name, module, self.ledger.tie_all(x, tuple(range(x.dim() - 1))), x)
 
-    def _embedding(self, name: str, module: nn.Embedding, x: Tensor) -> Tensor:
+    def _prelu(self, n: Node, name: str, module: nn.PReLU, x: Tensor) -> Tensor:
+        if module.num_parameters == 1:
+            return x
+        channels = self.ledger.tie_all(x, _all_but(x, 1))
+        self.ledger.own(name, "weight", 0, channels.flatten().expand(module.num_parameters), True, module.weight)
+        return channels.expand(x.shape)
+
+    def _embedding(self, n: Node, name: str, module: nn.Embedding, x: Tensor) -> Tensor:
         outputs = self.ledger.fresh(module.embedding_dim)
-        self._own(name, "weight", 1, outputs, True)
+        rows = self.ledger.fresh(module.num_embeddings, soft=True)
+        self.ledger.own(name, "weight", 1, outputs, True, module.weight)
+        if (id(module.weight), 0) in self.ledger.owned:
+            self.ledger.freeze(rows, f"{name} holds one row for every index")
+            self.ledger.own(name, "weight", 0, rows, False, module.weight)
+        else:
+            self.ledger.owned[id(module.weight), 0] = rows
+            self.ledger.freeze(rows, f"{name} holds one row for every index")
         return outputs.expand(*x.shape, -1)
 
+    def _recurrent(self, n: Node, name: str, module: Any, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """Hidden unit i of all gates, layers and directions goes as a whole, and so does input channel i."""
+        self.ledger.tie_all(x, tuple(range(x.dim() - 1)))
+        inputs = self.ledger.tie_all(x, tuple(range(x.dim() - 1))).flatten().expand(x.shape[-1])
+        hidden, directions = module.hidden_size, 2 if module.bidirectional else 1
+        units = self.ledger.fresh(hidden)
+        for tensor, value in module.named_parameters():
+            gates = value.shape[0] // hidden
+            self.ledger.own(name, tensor, 0, units.repeat(gates), True, value)
+            if tensor.startswith("weight_ih_l0"):
+                self.ledger.own(name, tensor, 1, inputs, False, value)
+            elif tensor.startswith("weight_ih"):
+                self.ledger.own(name, tensor, 1, units.repeat(directions), False, value)
+            elif tensor.startswith("weight_hh"):
+                self.ledger.own(name, tensor, 1, units, False, value)
+        for state in states:
+            self.ledger.tie(state, units)
+        output, *last = n.meta["one"]
+        return (units.repeat(directions).expand(output.shape), *(units.expand(state.shape) for state in last))
+
     def _call_function(self, n: Node, args: Any, kwargs: Any) -> Any:
-        if not _tensors(args):
-            value = _called(n, args, kwargs)
-            return torch.zeros(value.shape, dtype=torch.long) if isinstance(value, Tensor) else value
         row = TABLE.get(n.target)
+        if row is not None and row.passage is Passage.CREATE:
+            return self._create(n, args, kwargs)
+        if not _tensors((args, kwargs)):
+            value = _called(n, args, kwargs)
+            return _blank(value.shape) if isinstance(value, Tensor) else value
         if row is None:
-            return self._unknown(n, args, f"{n.target} is not in the operator table")
+            return self._unknown(n, (args, kwargs), f"{n.target} is not in the operator table")
         if row.passage is Passage.SIZE:
             return _called(n, args, kwargs)
         return getattr(self, f"_{row.passage.name.lower()}")(n, args, kwargs)
 
+    def _create(self, n: Node, args: Any, kwargs: Any) -> Tensor:
+        return self.ledger.fresh(*n.meta["one"].shape, soft=True)
+
     def _move(self, n: Node, args: Any, kwargs: Any) -> Any:
+        if n.target is aten.expand.default and not bool(compact(args[0]).any()):
+            return self._spread(n, args[0])
         return _called(n, args, kwargs)
 
+    def _spread(self, n: Node, x: Tensor) -> Tensor:
+        """What is spread over heads or channels takes on what it meets there; a batch is none of them."""
+        shape = n.meta["one"].shape
+        before = (1,) * (len(shape) - x.dim()) + tuple(x.shape)
+        fixed = [size == n.meta["val"].shape[axis] for axis, size in enumerate(shape)]
+        spread = [size if size != old and same else 1 for size, old, same in zip(shape, before, fixed, strict=True)]
+        if all(size == 1 for size in spread):
+            return _blank(shape)
+        return self.ledger.fresh(*spread, soft=True).expand(shape)
+
     def _elementwise(self, n: Node, args: Any, kwargs: Any) -> Tensor:
-        tensors = _tensors(args)
+        tensors = _tensors((args, kwargs))
         result = tensors[0]
         for other in tensors[1:]:
-            result = self.ledger.tie(result, other)
-        return result
+            result = self.ledger.tie(
+                result, other, f"{n.name} combines every channel of one tensor with all of another"
+            )
+        return result.expand(n.meta["one"].shape)
 
-    def _per_channel(self, n: Node, args: Any, kwargs: Any) -> Tensor:
-        channels = self.ledger.tie_all(args[0], _all_but(args[0], 1))
-        return channels.expand(self._out_shape(n))
-
-    def _reduce(self, n: Node, args: Any, kwargs: Any) -> Tensor:
+    def _per_channel(self, n: Node, args: Any, kwargs: Any) -> Any:
         x: Tensor = args[0]
-        dims = kwargs.get("dim", args[1] if len(args) > 1 else None) or range(x.dim())
-        axes = tuple(d % x.dim() for d in dims)
-        self.ledger.mixes.append(_Mix(x, axes, f"{n.name} sums over the channels"))
-        keep = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
-        return x.amax(axes, keepdim=bool(keep))
+        axis = x.dim() - 1 - TABLE[n.target].spatial
+        positions = tuple(range(axis + 1, x.dim()))
+        self.ledger.mixes.append(_Mix(x, positions, f"{n.name} works along an axis that holds channels"))
+        for other in _tensors((args[1:], kwargs)):
+            self.ledger.freeze(other, f"{n.name} takes it for coordinates")
+        channels = self.ledger.tie_all(x, positions)
+        return _each(
+            n, lambda made: channels.expand(made.shape) if made.dtype.is_floating_point else _blank(made.shape)
+        )
 
-    def _normalise(self, n: Node, args: Any, kwargs: Any) -> Tensor:
+    def _windows(self, n: Node, args: Any, kwargs: Any) -> Tensor:
+        channels = self.ledger.tie_all(args[0], _all_but(args[0], 1)).flatten().expand(args[0].shape[1])
+        shape = n.meta["one"].shape
+        return _along(channels.repeat_interleave(shape[1] // len(channels)), 1, shape)
+
+    def _reduce(self, n: Node, args: Any, kwargs: Any) -> Any:
         x: Tensor = args[0]
-        axis = kwargs.get("dim", args[1] if len(args) > 1 else -1)
-        self.ledger.mixes.append(_Mix(x, (axis % x.dim(),), f"{n.name} normalises over the channels"))
-        return x
+        axes = reduced_axes(n, x.dim())
+        self.ledger.mixes.extend(self._ordered(n, x, axes))
+        kept = _constant_along(x, axes)
+
+        def reduced(made: Tensor) -> Tensor:
+            if not made.dtype.is_floating_point:
+                return _blank(made.shape)
+            whole = kept if made.dim() == x.dim() else kept.reshape([kept.shape[d] for d in _others(x, axes)])
+            return whole.expand(made.shape)
+
+        return _each(n, reduced)
+
+    def _ordered(self, n: Node, x: Tensor, axes: tuple[int, ...]) -> list[_Mix]:
+        """Which of the channels is largest means another number once some are gone."""
+        numbers = n.target in (aten.argmax.default, aten.argmin.default)
+        indices = isinstance(n.meta["one"], tuple) and any(u.args[1] == 1 for u in n.users)
+        return [_Mix(x, axes, f"{n.name} numbers the channels")] if numbers or indices else []
+
+    def _along(self, n: Node, args: Any, kwargs: Any) -> Any:
+        x: Tensor = args[0]
+        given = arguments(n)
+        axes = _axes_of(given.get(TABLE[n.target].axes), x.dim())
+        self.ledger.mixes.append(_Mix(x, axes, f"{n.name} works along the channels"))
+        if n.target is aten.unfold.default:
+            frames: Tensor = x.unfold(*args[1:])
+            return frames
+        same = _constant_along(x, axes)
+        return _each(n, lambda made: x if made.shape == x.shape else same.expand(made.shape))
 
     def _contract(self, n: Node, args: Any, kwargs: Any) -> Tensor:
+        """a [..., M, K] times b [..., K, N]: heads are tied whole, else k meets k, and M or N carries on."""
+        a, b = args[:2]
+        shape = n.meta["one"].shape
+        if a.dim() < 2 or b.dim() < 2:
+            return torch.as_tensor(self._unknown(n, args, f"{n.name} multiplies a vector by a matrix"))
+        if self._hard_along(a, range(a.dim() - 2)) or self._hard_along(b, range(b.dim() - 2)):
+            return self._heads(n, a, b).expand(shape)
+        terms_a, terms_b = self._hard_along(a, [a.dim() - 1]), self._hard_along(b, [b.dim() - 2])
+        if terms_a or terms_b:
+            lines = self.ledger.tie_all(a, _all_but(a, a.dim() - 1)), self.ledger.tie_all(b, _all_but(b, b.dim() - 2))
+            if terms_a and terms_b:
+                self.ledger.tie(lines[0].flatten(), lines[1].flatten())
+            else:
+                self.ledger.freeze(
+                    lines[0] if terms_a else lines[1], f"{n.name} sums over the channels by computed weights"
+                )
+        rows, columns = self._hard_along(a, [a.dim() - 2]), self._hard_along(b, [b.dim() - 1])
+        if rows and columns:
+            self.ledger.freeze(a, _CROSSED.format(n.name))
+            self.ledger.freeze(b, _CROSSED.format(n.name))
+        elif rows:
+            return self.ledger.tie_all(a, _all_but(a, a.dim() - 2)).expand(shape)
+        elif columns:
+            return self.ledger.tie_all(b, _all_but(b, b.dim() - 1)).expand(shape)
+        return _blank(shape)
+
+    def _summed_over(self, n: Node, a: Tensor, b: Tensor, terms_a: bool, terms_b: bool) -> None:
+        of_a = self.ledger.tie_all(a, _all_but(a, a.dim() - 1))
+        of_b = self.ledger.tie_all(b, _all_but(b, b.dim() - 2))
+        if terms_a and terms_b:
+            self.ledger.tie(of_a.flatten(), of_b.flatten())
+        else:
+            self.ledger.freeze(of_a if terms_a else of_b, f"{n.name} sums over the channels by computed weights")
+
+    def _hard_along(self, x: Tensor, axes: Any) -> bool:
+        """Whether channels of layers vary along one of the axes."""
+        channels = torch.where(self.ledger.is_soft(x), torch.zeros(1, dtype=torch.long), x)
+        return not varying_axes(channels).isdisjoint(axes)
+
+    def _heads(self, n: Node, *operands: Tensor) -> Tensor:
         """Everything inside one head (the last two axes of each operand) is tied into one class."""
-        operands = [t for t in _tensors(args)[:3] if t.dim() >= 3]
-        heads = self.ledger.tie_all(operands[0], (operands[0].dim() - 2, operands[0].dim() - 1))
-        for other in operands[1:]:
-            heads = self.ledger.tie(heads, self.ledger.tie_all(other, (other.dim() - 2, other.dim() - 1)))
-        return heads.expand(self._out_shape(n))
+        reason = f"{n.name} combines every head of one tensor with all of another"
+        first, *others = (self.ledger.tie_all(x, (x.dim() - 2, x.dim() - 1)) for x in operands)
+        for other in others:
+            first = self.ledger.tie(first, other, reason)
+        return first
+
+    def _attention(self, n: Node, args: Any, kwargs: Any) -> Tensor:
+        query, key, value = args[:3]
+        heads = self._heads(n, query, key, value)
+        mask = arguments(n)["attn_mask"]
+        if mask is not None and mask.name in self.values:
+            tied = self.values[mask.name]
+            self.ledger.tie(heads, tied, f"{n.name} masks every head by its own channels")
+        return heads.expand(n.meta["one"].shape)
 
     def _pad(self, n: Node, args: Any, kwargs: Any) -> Tensor:
-        """Zeros beside channels get labels of their own: an add that meets them decides what they stand for."""
-        padded: Tensor = torch.ops.aten.constant_pad_nd.default(args[0], args[1], -1)
-        added = padded < 0
-        padded[added] = self.ledger.fresh(int(added.sum()))
-        return padded
+        """Zeros beside channels get labels of their own: an add that meets them decides what they stand for.
+
+        Zeros around positions belong to the channel that they surround.
+        """
+        x: Tensor = args[0]
+        pads: list[int] = list(args[1])
+        channels = varying_axes(x)
+        for axis in range(x.dim() - len(pads) // 2, x.dim()):
+            low, high = pads[2 * (x.dim() - 1 - axis) : 2 * (x.dim() - 1 - axis) + 2]
+            x = self._padded(x, axis, low, high, axis in channels)
+        return x
+
+    def _padded(self, x: Tensor, axis: int, low: int, high: int, channels: bool) -> Tensor:
+        start, end = max(0, -low), x.shape[axis] - max(0, -high)
+        x = x.narrow(axis, start, end - start)
+        pieces = [x]
+        for place, size in ((0, low), (len(pieces), high)):
+            if size > 0:
+                shape = [size if d == axis else n for d, n in enumerate(x.shape)]
+                added = _along(self.ledger.fresh(size, soft=True), axis, shape)
+                edge = x.narrow(axis, 0, 1).expand(shape)
+                pieces.insert(place if place == 0 else len(pieces), added if channels else edge)
+        return torch.cat(pieces, axis)
+
+    def _index(self, n: Node, args: Any, kwargs: Any) -> Tensor:
+        """Numbers that no input changes move elements; computed ones may pick any, so all of them are tied."""
+        x: Tensor = args[0]
+        places = self._places(n)
+        if all(isinstance(place, Tensor) for place in places.values()):
+            return self._picked(n, x, places)
+        same = self.ledger.tie_all(x, tuple(places))
+        self.ledger.mixes.append(_Mix(x, tuple(places), f"{n.name} picks channels by computed numbers"))
+        one = same.flatten().unsqueeze(0) if not varying_axes(same) else None
+        if one is not None:
+            return one.flatten()[0].expand(n.meta["one"].shape)
+        if n.target is aten.index.Tensor and sorted(places) == list(range(min(places), max(places) + 1)):
+            lead, tail = same.shape[: min(places)], same.shape[max(places) + 1 :]
+            size = len(n.meta["one"].shape) - len(lead) - len(tail)
+            return same.reshape(*lead, *[1] * size, *tail).expand(n.meta["one"].shape)
+        return same.expand(n.meta["one"].shape)
+
+    def _places(self, n: Node) -> dict[int, Any]:
+        """Axis → the constant numbers that pick along it, or the node that computes them."""
+        a = arguments(n)
+        if n.target is aten.index.Tensor:
+            given = {axis: index for axis, index in enumerate(a["indices"]) if index is not None}
+        else:
+            given = {a["dim"] % a["self"].meta["one"].dim(): a["index"]}
+        return {axis: self._constant(index) for axis, index in given.items()}
+
+    def _constant(self, node: Node) -> Any:
+        return self.fetch_attr(str(node.target)) if node.op == "get_attr" else node
+
+    def _picked(self, n: Node, x: Tensor, places: dict[int, Tensor]) -> Tensor:
+        if n.target is aten.index.Tensor:
+            picked: Tensor = aten.index.Tensor(x, [places.get(axis) for axis in range(max(places) + 1)])
+            return picked
+        axis, index = next(iter(places.items()))
+        result: Tensor = n.target(x, axis, index)  # type: ignore[operator]
+        return result
 
     def _unknown(self, n: Node, args: Any, reason: str) -> Any:
         for labels in _tensors(args):
             self.ledger.freeze(labels, reason)
-        return torch.utils._pytree.tree_map(
-            lambda v: torch.zeros((1, *v.shape[1:]), dtype=torch.long) if isinstance(v, Tensor) else v, n.meta["val"]
-        )
+        return _each(n, lambda made: _blank(made.shape))
 
-    def _out_shape(self, n: Node) -> tuple[int, ...]:
-        return (1, *n.meta["val"].shape[1:])
+
+_MODULES: tuple[tuple[tuple[type[nn.Module], ...], Any], ...] = (
+    (CONVOLUTIONS, _Flow._conv),
+    (TRANSPOSED, _Flow._conv_transpose),
+    ((nn.Linear,), _Flow._linear),
+    ((*BATCH_NORMS, *INSTANCE_NORMS), _Flow._batch_norm),
+    ((nn.LayerNorm, nn.RMSNorm), _Flow._last_axis_norm),
+    ((nn.GroupNorm,), _Flow._group_norm),
+    ((nn.Embedding,), _Flow._embedding),
+    ((nn.PReLU,), _Flow._prelu),
+    (RECURRENT, _Flow._recurrent),
+)
+
+
+def reduced_axes(node: Node, rank: int) -> tuple[int, ...]:
+    """The axes that a REDUCE operator works along."""
+    return _axes_of(arguments(node).get(TABLE[node.target].axes), rank)
+
+
+def _axes_of(dims: Any, rank: int) -> tuple[int, ...]:
+    listed = [dims] if isinstance(dims, int) else list(dims or ())
+    return tuple(sorted({d % rank for d in listed})) or tuple(range(rank))
+
+
+def compact(labels: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
+    """The same labels with size 1 along axes (of `dims`, if given) that were only expanded."""
+    strides = labels.stride()
+    for d in range(labels.dim()) if dims is None else dims:
+        if strides[d] == 0 and labels.shape[d] > 1:
+            labels = labels.narrow(d, 0, 1)
+    return labels
+
+
+def varying_axes(labels: Tensor) -> set[int]:
+    """Axes along which labels differ."""
+    small = compact(labels)
+    return {d for d in range(small.dim()) if small.shape[d] > 1 and bool((small != small.narrow(d, 0, 1)).any())}
+
+
+def _constant_along(labels: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Labels with size 1 along `axes`: those that are the same there, none where they vary."""
+    small = compact(labels)
+    varies = torch.zeros_like(small, dtype=torch.bool)
+    for d in axes:
+        varies |= (small != small.narrow(d, 0, 1)).any(d, keepdim=True)
+    return torch.where(varies, torch.zeros_like(small), small).amax(axes, keepdim=True)
+
+
+def _others(x: Tensor, axes: tuple[int, ...]) -> list[int]:
+    return [d for d in range(x.dim()) if d not in axes]
+
+
+def _blank(shape: Any) -> Tensor:
+    blank: Tensor = torch.zeros((1,) * len(shape), dtype=torch.long).expand(tuple(shape))
+    return blank
+
+
+def _each(n: Node, function: Any) -> Any:
+    """Labels for every tensor that a node yields, made from a tensor without storage that has its shape and type."""
+    return torch.utils._pytree.tree_map(lambda v: function(v) if isinstance(v, Tensor) else v, n.meta["one"])
 
 
 def _called(node: Node, args: Any, kwargs: Any) -> Any:
@@ -303,37 +617,14 @@ def _all_but(x: Tensor, axis: int) -> tuple[int, ...]:
     return tuple(d for d in range(x.dim()) if d != axis)
 
 
-def _spread(channels: Tensor, axis: int, shape: tuple[int, ...]) -> Tensor:
+def _along(channels: Tensor, axis: int, shape: Any) -> Tensor:
+    """Labels of a shape that vary along one axis."""
     view = [1] * len(shape)
     view[axis] = -1
-    return channels.reshape(view).expand(shape)
+    return channels.reshape(view).expand(tuple(shape))
 
 
-def label(model: GraphModule, shared: set[str]) -> Labels:
-    """Labels of a lifted model; `shared` are modules called more than once, whose channels are frozen."""
-    ledger = _Ledger()
-    flow = _Flow(model, ledger, shared)
-    names = [node for node in model.graph.nodes if node.op == "placeholder"]
-    flow.run(*names)
-    values = {name: v for name, v in flow.values.items() if isinstance(v, Tensor)}
-    classes = _align(ledger, values)
-    frozen: dict[int, str] = {}
-    for labels, reason in ledger.freezes:
-        for c in np.unique(classes[labels.numpy()]):
-            frozen.setdefault(int(c), reason)
-    for mix in ledger.mixes:
-        for c in _varying(classes[mix.labels.numpy()], mix.axes):
-            frozen.setdefault(int(c), mix.reason)
-    frozen.pop(-1, None)
-    free = {str(n.target): classes[flow.values[n.name].numpy()] for n in model.graph.nodes if n.op == "get_attr"}
-    axes = [
-        Axis(a.target, a.tensor, a.axis, torch.from_numpy(classes[a.labels.numpy()]), a.produces) for a in ledger.axes
-    ]
-    nodes = {name: classes[v.numpy()] for name, v in values.items()}
-    return Labels(nodes, axes, frozen, free, int(classes.max()) + 1)
-
-
-def _closure(ledger: _Ledger) -> np.ndarray:
+def _closure(ledger: Ledger) -> np.ndarray:
     """Class id per label: connected components of the ties; label 0 gets -1."""
     pairs = np.concatenate(ledger.ties) if ledger.ties else np.zeros((0, 2), np.int64)
     n = ledger.count
@@ -346,35 +637,37 @@ def _closure(ledger: _Ledger) -> np.ndarray:
     return classes
 
 
-def _align(ledger: _Ledger, values: dict[str, Tensor]) -> np.ndarray:
+def _align(ledger: Ledger, values: dict[str, Tensor]) -> np.ndarray:
     """Ties on until every tensor's classes lie along single axes, so that a cut removes whole slices.
 
     A reshape (C) → (g, C/g) that is neither attention's (heads already tied) nor undone would need equal cuts in all of
-    the g parts: its outer axis is tied.
+    the g parts: its outer axis is tied. What still lies across axes once nothing more can be tied is frozen.
     """
+    crossing = {name: value for name, value in values.items() if len(varying_axes(value)) > 1}
     while True:
         classes = _closure(ledger)
-        tied = False
-        for value in values.values():
-            array = classes[value.numpy()]
-            if array.size == 0 or array.max() < 0:
-                continue
-            axes = [d for d in range(1, array.ndim) if _varies(array, d)]
-            crossing = [d for d in axes if not _alone(array, d)]
-            if crossing and len(axes) > 1:
-                ledger.tie_all(value, (axes[0],))
-                tied = True
-        if not tied:
+        crossing = {name: value for name, value in crossing.items() if _crosses(classes[compact(value).numpy()])}
+        before = len(ledger.ties)
+        for value in crossing.values():
+            ledger.tie_all(value, (_outermost(classes[compact(value).numpy()]),))
+        if len(ledger.ties) == before or (_closure(ledger) == classes).all():
+            for name, value in crossing.items():
+                ledger.freeze(value, f"channels lie across several axes of {name}")
             return classes
 
 
+def _crosses(array: np.ndarray) -> bool:
+    """Whether the classes along some axis vary along another one too."""
+    axes = [d for d in range(array.ndim) if _varies(array, d)]
+    return len(axes) > 1
+
+
+def _outermost(array: np.ndarray) -> int:
+    return next(d for d in range(array.ndim) if _varies(array, d))
+
+
 def _varies(array: np.ndarray, axis: int) -> bool:
-    return bool((array != array.take([0], axis)).any())
-
-
-def _alone(array: np.ndarray, axis: int) -> bool:
-    """Whether the classes vary along `axis` only."""
-    return not any(_varies(array, d) for d in range(array.ndim) if d != axis)
+    return array.shape[axis] > 1 and bool((array != array.take([0], axis)).any())
 
 
 def _varying(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

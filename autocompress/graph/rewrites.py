@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from autocompress.graph.calls import arguments, calls
+from autocompress.graph.capture import one_sample
+from autocompress.graph.lift import sweep
 from autocompress.vocabulary.precision import FIXED_SUFFIX
 
 aten = torch.ops.aten
@@ -39,9 +41,7 @@ def apply_exact(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> tuple
     with torch.no_grad():
         scene = _Scene.of(model, example_inputs)
         done = [made for rule in _RULES for node in list(model.graph.nodes) if (made := rule(scene, node)) is not None]
-    model.graph.eliminate_dead_code()
-    model.delete_all_unused_submodules()
-    model.recompile()
+    sweep(model)
     model.meta["rewrites"] = (*model.meta.get("rewrites", ()), *done)
     return tuple(done)
 
@@ -63,13 +63,14 @@ class _Scene:
     model: GraphModule
     values: dict[Node, Any]
     replaced: dict[str, str]
+    folds: dict[tuple[int, ...], tuple[Any, Any, nn.Parameter, nn.Parameter]] = field(default_factory=dict)
 
     @staticmethod
     def of(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> "_Scene":
         training = model.training
         model.eval()
         recorder = _Recorder(model)
-        recorder.run(*(t[:1] if t.dim() else t for t in example_inputs))
+        recorder.run(*one_sample(model, example_inputs))
         model.train(training)
         return _Scene(model, recorder.values, model.meta.setdefault("replaced", {}))
 
@@ -80,6 +81,17 @@ class _Scene:
         found = self.model.get_submodule(str(node.target))
         calls = sum(other.op == "call_module" and other.target == node.target for other in self.model.graph.nodes)
         return found if isinstance(found, kinds) and calls == 1 else None
+
+    def folded(self, layer: Any, norm: Any, weight: Tensor, bias: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
+        """Parameters for a layer and its norm in one; calls that share both share these."""
+        sources = (layer.weight, layer.bias, norm.weight, norm.bias)
+        same = (norm.running_mean, norm.running_var)
+        key = (*map(id, sources), *(hash(tuple(t.tolist())) for t in same))
+        if key not in self.folds:
+            trains = layer.weight.requires_grad
+            made = nn.Parameter(weight, requires_grad=trains), nn.Parameter(bias, requires_grad=trains)
+            self.folds[key] = sources, same, *made
+        return self.folds[key][2:]
 
     def remove(self, node: Node, stand_in: Node) -> None:
         """`stand_in` yields what `node` did."""
@@ -125,8 +137,7 @@ def _fold_batch_norm(scene: _Scene, node: Node) -> Rewrite | None:
     difference = _difference(_with_parameters(layer, x, weight, bias), scene.values[node])
     if not difference <= bound:
         return None
-    layer.weight.data = weight
-    layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
+    layer.weight, layer.bias = scene.folded(layer, norm, weight, bias)
     scene.remove(node, source)
     return Rewrite("fold_batch_norm", str(source.target), difference)
 
@@ -261,8 +272,19 @@ def _keeps_any_batch(node: Node) -> bool:
     """Whether an equal shape for one sample means an equal shape for many."""
     if node.target is aten.slice.Tensor:
         return bool(arguments(node)["dim"] != 0)
+    if node.target is aten.expand.default:
+        return _same_batch(node)
     sizes: Any = node.args[1]
     return _zeros_added(node) is not None or not isinstance(sizes[0], int) or sizes[0] == -1
+
+
+def _same_batch(node: Node) -> bool:
+    """Whether the axes that grow with the batch are those of the operand."""
+    source: Any = node.args[0]
+    if not all(key in n.meta for n in (source, node) for key in ("one", "val")):
+        return False
+    grows = [[a != b for a, b in zip(n.meta["one"].shape, n.meta["val"].shape, strict=True)] for n in (source, node)]
+    return grows[0] == grows[1]
 
 
 def _drop(scene: _Scene, node: Node, kind: str) -> Rewrite | None:

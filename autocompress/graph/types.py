@@ -54,13 +54,19 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A module with a weight matrix; `name` is its dotted name in the user's model, and its node's target."""
+    """A module with a weight matrix; `name` is its dotted name in the user's model, and its first node's target.
+
+    `calls` are the modules of all its calls, `name` first. `shared` layers have a weight that another module holds too:
+    what fits one of them to its inputs would change the other.
+    """
 
     name: str
     kind: str
     node: str
     weight_shape: tuple[int, ...]
     frozen: str | None = None
+    calls: tuple[str, ...] = ()
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,10 @@ def test_wrong_example_shape_is_reported_before_tracing() -> None:
         capture(model, (torch.randn(2, 1, 8, 8),))
 
 
-def test_several_outputs_are_refused() -> None:
-    with pytest.raises(TraceError, match="returns 2 values"):
-        capture(TwoOutputs(), (torch.randn(2, 3),))
+def test_several_outputs_are_returned_as_a_tuple() -> None:
+    model, x = TwoOutputs(), torch.randn(2, 3)
+    for ours, theirs in zip(capture(model, (x,))(x), model(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_model_without_layers_has_nothing_to_compress() -> None:

@@ -74,9 +74,8 @@ def kinds(workload: Workload) -> tuple[str, ...]:
 
 def _divisible(layer: Layer, graph: Graph) -> bool:
     kernel = graph.kernels.get(layer.name)
-    return (
-        layer.frozen is None and layer.kind in ("conv", "linear") and kernel is not None and kernel.workload.groups == 1
-    )
+    alone = layer.frozen is None and not layer.shared and layer.kind in ("conv", "linear")
+    return alone and kernel is not None and kernel.workload.groups == 1
 
 
 def _ranks(kind: str, workload: Workload, step: int) -> list[LowRank]:

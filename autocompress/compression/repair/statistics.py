@@ -41,7 +41,7 @@ class Statistics:
         """Second moments of the layer's input patches with a constant 1 appended: float64 [d+1, d+1], per position.
 
         d = in_channels * prod(window), in the column order of weight.reshape(out, -1). None for a layer that is
-        grouped, transposed, used more than once, or too wide.
+        grouped, transposed, shared with another call, or too wide.
         """
         return self.grams.get(layer)
 
@@ -76,14 +76,13 @@ def collect(graph: Graph, loader: Loader, samples: int = 512, max_dim: int = 240
 
 def _gram_layers(graph: Graph, max_dim: int) -> tuple[str, ...]:
     """Layers that multiply each patch of their input by one matrix, with at most `max_dim` columns."""
-    calls = [str(node.target) for node in graph.model.graph.nodes if node.op == "call_module"]
     return tuple(
         name
         for name, layer in graph.layers.items()
         if layer.kind in ("conv", "linear")
         and math.prod(layer.weight_shape[1:]) <= max_dim
         and getattr(graph.model.get_submodule(name), "groups", 1) == 1
-        and calls.count(name) == 1
+        and not layer.shared
     )
 
 

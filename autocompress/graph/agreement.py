@@ -1,0 +1,139 @@
+"""Whether a lifted model is the user's own module: both run on the same inputs, and what differs is named."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from autocompress.vocabulary.errors import TraceError
+
+TOLERANCE = 1e-4
+"""Of an output's largest value, in float32. Decomposed operators and weights computed beforehand round in another
+order, which deep nets were seen to grow to 1e-5; a value taken for another one differs by far more."""
+
+BATCHES = (1, 2, 3)
+
+Outputs = tuple[Tensor, ...]
+
+
+def require_agreement(model: nn.Module, lifted: GraphModule, inputs: tuple[Tensor, ...]) -> None:
+    """Raises TraceError naming the first layer whose value differs from the user's module on these inputs."""
+    expected, found = _run(model, inputs), _run(lifted, inputs)
+    reason = _difference(expected, found)
+    if reason is not None:
+        place = _first_difference(model, lifted, inputs)
+        sizes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+        raise TraceError(
+            f"the captured model is not yours: on inputs of shape {sizes} {reason}{place}; "
+            "what forward does there depends on more than its inputs' values (state, randomness, sizes): rewrite it"
+        )
+
+
+def require_agreement_at_any_batch(
+    model: nn.Module, lifted: GraphModule, inputs: tuple[Tensor, ...], free: Sequence[Collection[int]]
+) -> None:
+    """`require_agreement` with one, two and three samples made of the example, where the model takes so many."""
+    for count in BATCHES if any(0 in axes for axes in free) else ():
+        batch = tuple(_samples(t, count) if 0 in axes else t for t, axes in zip(inputs, free, strict=True))
+        if count == len(inputs[0]) or _runs(model, batch):
+            require_agreement(model, lifted, batch)
+
+
+def _samples(tensor: Tensor, count: int) -> Tensor:
+    """The first samples; further ones are the given ones again, with noise where they are floats."""
+    places = torch.arange(count) % len(tensor)
+    taken = tensor[places]
+    if not tensor.is_floating_point():
+        return taken
+    generator = torch.Generator().manual_seed(count)
+    noise = torch.randn(taken.shape, generator=generator).to(taken.dtype) * 0.1 * tensor.abs().mean().nan_to_num()
+    return torch.where((torch.arange(count) < len(tensor)).reshape(-1, *[1] * (tensor.dim() - 1)), taken, taken + noise)
+
+
+def _runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    try:
+        _run(model, inputs)
+    except Exception:  # a model may refuse a batch size for any reason: then there is nothing to compare
+        return False
+    return True
+
+
+def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Outputs:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            value = model(*inputs)
+    finally:
+        model.train(training)
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _difference(expected: Outputs, found: Outputs) -> str | None:
+    if len(expected) != len(found):
+        return f"yours returns {len(expected)} tensors, the captured one {len(found)}"
+    for number, (e, f) in enumerate(zip(expected, found, strict=True)):
+        if e.shape != f.shape and not (e.numel() == f.numel() and 1 in f.shape[:1]):
+            return f"output {number} has shape {tuple(e.shape)}, captured {tuple(f.shape)}"
+        worst = _worst(e, f.reshape(e.shape))
+        if not worst <= TOLERANCE:
+            return f"output {number} differs by {worst:.1e} of its range"
+    return None
+
+
+def _worst(expected: Tensor, found: Tensor) -> float:
+    """The largest difference over the largest value; what is not finite has to be so in both."""
+    if not expected.numel():
+        return 0.0
+    e, f = expected.double(), found.double()
+    finite = torch.isfinite(e)
+    if not torch.equal(finite, torch.isfinite(f)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    e, f = e[finite], f[finite]
+    return float((e - f).abs().max() / e.abs().max().clamp_min(1e-12))
+
+
+def _first_difference(model: nn.Module, lifted: GraphModule, inputs: tuple[Tensor, ...]) -> str:
+    """' (first at layer NAME)', from the outputs of the user's own submodules, call by call."""
+    theirs: dict[str, list[Any]] = {}
+    handles = [
+        module.register_forward_hook(lambda _m, _a, value, name=name: theirs.setdefault(name, []).append(value))
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        _run(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    ours = _Recorder(lifted)
+    with torch.no_grad():
+        ours.run(*inputs)
+    for node, value in ours.values.items():
+        name, _, call = str(node.target).partition("@")
+        calls = theirs.get(name, [])
+        number = int(call or 1) - 1
+        if node.op != "call_module" or number >= len(calls) or not _comparable(calls[number], value):
+            continue
+        if not _worst(calls[number], value) <= TOLERANCE:
+            return f" (first at {node.target})"
+    return ""
+
+
+def _comparable(theirs: Any, ours: Any) -> bool:
+    return isinstance(theirs, Tensor) and isinstance(ours, Tensor) and theirs.shape == ours.shape
+
+
+class _Recorder(torch.fx.Interpreter):
+    def __init__(self, model: GraphModule) -> None:
+        super().__init__(model)
+        self.values: dict[Node, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        self.values[n] = super().run_node(n)
+        return self.values[n]
