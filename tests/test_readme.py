@@ -5,17 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import typer
 
-from autocompress import devices
 from autocompress.cli import app as cli
-from autocompress.compression.importance import IMPORTANCES, score_channels
-from autocompress.compression.repair.statistics import collect
-from autocompress.export.onnx import to_onnx
-from autocompress.graph import trace
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -87,36 +80,3 @@ def test_the_readme_s_commands_and_script_run_as_written(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "my_search.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "x as fast" in done.stdout
-
-
-def test_the_importance_shown_ranks_by_the_largest_weight() -> None:
-    exec(compile(files_of(EXTENDING)["importance_example.py"], "importance_example.py", "exec"), {})
-    try:
-        model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
-        with torch.no_grad():
-            model[0].weight.copy_(torch.eye(3, 4) * torch.tensor([[2.0], [5.0], [1.0]]))
-        graph = trace(model, torch.zeros(1, 4))
-        statistics = collect(graph, [(torch.randn(8, 4), torch.zeros(8, dtype=torch.long))], 8)
-        group = next(g for g in graph.free_groups.values() if g.channels == 3)
-        scores = score_channels("largest", graph.model, group, statistics)
-        assert scores.argsort().tolist() == [2, 0, 1]
-    finally:
-        IMPORTANCES.pop("largest", None)
-
-
-def test_the_device_shown_runs_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "reference.py").write_text(files_of(EXTENDING)["device_example.py"])
-    monkeypatch.setattr(devices, "__path__", [*devices.__path__, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "autocompress.devices.reference", raising=False)
-    assert "reference:numpy" in {row.name for row in devices.list_devices()}
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 3)
-    ).eval()
-    graph = trace(model, torch.zeros(1, 2, 4, 4))
-    path = tmp_path / "model.onnx"
-    to_onnx(graph.model, path, "plan")
-    session = devices.open_device("reference:numpy").open(path)
-    x = torch.randn(5, 2, 4, 4)
-    np.testing.assert_allclose(session.run(x.numpy()), model(x).detach().numpy(), atol=1e-5)
-    assert len(session.time([x.numpy()], 3)) == 3
-    assert set(session.providers().values()) == {"numpy"}

@@ -1,11 +1,11 @@
 """Importance of a group's channels: how much is lost with each of them, larger = keep.
 
-An importance is a function `(model, group, statistics) -> Tensor[channels]`; `statistics` iterates over calibration
-batches and answers for what is costly and shared (Gram matrices, gradients). Register one with `@importance("name")`.
+An importance is a function `(model, group, evidence) -> Tensor[channels]`; `evidence` iterates over calibration
+batches and answers for what is costly and shared (Gram matrices, gradients). One is found by its entry point.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,66 +17,67 @@ from autocompress.graph.labels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from autocompress.graph.types import Group, Member
 from autocompress.task.batches import Batch, chunks
 from autocompress.task.outputs import Outputs, classes_first, paired, sole
+from autocompress.vocabulary import plugins
 from autocompress.vocabulary.errors import ConfigError, nearest
 
-if TYPE_CHECKING:
-    from autocompress.compression.repair.statistics import Statistics
-
-Importance = Callable[[GraphModule, Group, "Statistics"], Tensor]
 GateGradients = Mapping[str, Tensor]
 """Layer → [samples, input channels]: d loss / d gate of a gate of value 1 on each channel that enters the layer."""
 
-IMPORTANCES: dict[str, Importance] = {}
+
+class Evidence(Protocol):
+    """What calibration data says of the model, as importances may ask for it (see repair.statistics)."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def gram(self, layer: str) -> Tensor | None:
+        """Second moments of what enters a layer, float64 [d+1, d+1]; None where there are none."""
+
+    def gate_gradients(self) -> GateGradients: ...
+
+
+Importance = Callable[[GraphModule, Group, Evidence], Tensor]
 
 _BACKWARD_SAMPLES = 64
 """Samples per backward pass, to bound the memory for activations."""
 
 
-def importance(name: str) -> Callable[[Importance], Importance]:
-    """Registers an importance under the name that plans and the command line use."""
-
-    def register(function: Importance) -> Importance:
-        IMPORTANCES[name] = function
-        return function
-
-    return register
+def require_importance(name: str) -> None:
+    """Raises ConfigError, naming the nearest, for an importance that nobody declares."""
+    known = plugins.names(plugins.IMPORTANCES)
+    if name not in known:
+        raise ConfigError(f"unknown importance {name!r}: {nearest(name, known)}")
 
 
-def score_channels(name: str, model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+def score_channels(name: str, model: GraphModule, group: Group, evidence: Evidence) -> Tensor:
     """Scores [channels], float64, at least 0, with mean 1 (all 1 where nothing tells the channels apart)."""
-    if name not in IMPORTANCES:
-        raise ConfigError(f"unknown importance {name!r}: {nearest(name, IMPORTANCES)}")
-    scores = IMPORTANCES[name](model, group, statistics).double()
+    require_importance(name)
+    importance: Importance = plugins.load(plugins.IMPORTANCES, name)
+    scores = importance(model, group, evidence).double()
     mean = scores.mean()
     return scores / mean if mean > 0 else torch.ones_like(scores)
 
 
-@importance("l1")
-def l1(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+def l1(model: GraphModule, group: Group, evidence: Evidence) -> Tensor:
     """Sum of absolute weights (Li et al., ICLR 2017) over all the group's members (DepGraph, CVPR 2023, 3.3)."""
     return _magnitude(model, group, order=1)
 
 
-@importance("l2")
-def l2(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+def l2(model: GraphModule, group: Group, evidence: Evidence) -> Tensor:
     """Euclidean norm of the weights, over all the group's members (DepGraph, CVPR 2023, 3.3)."""
     return _magnitude(model, group, order=2)
 
 
-@importance("taylor")
-def taylor(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+def taylor(model: GraphModule, group: Group, evidence: Evidence) -> Tensor:
     """Mean |d loss / d gate| of a gate on the channel (Molchanov et al., CVPR 2019, eq. 8 with gates)."""
-    return _gates(model, group, statistics).abs().mean(0)
+    return _gates(model, group, evidence).abs().mean(0)
 
 
-@importance("fisher")
-def fisher(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+def fisher(model: GraphModule, group: Group, evidence: Evidence) -> Tensor:
     """Half the mean squared gate gradient: the second-order loss of removal (Theis et al., 2018, eq. 7)."""
-    return _gates(model, group, statistics).square().mean(0) / 2
+    return _gates(model, group, evidence).square().mean(0) / 2
 
 
-@importance("reconstruction")
-def reconstruction(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+def reconstruction(model: GraphModule, group: Group, evidence: Evidence) -> Tensor:
     """The channel's place (1, 2, ...) in a greedy elimination that always removes what is cheapest to make up for.
 
     Cost is the error of the consumers' outputs after the best least-squares compensation by the channels left, in
@@ -87,10 +88,10 @@ def reconstruction(model: GraphModule, group: Group, statistics: "Statistics") -
     eliminations = [
         _Elimination(model, member, gram)
         for member in group.members
-        if member.tensor == "weight" and not member.produces and (gram := statistics.gram(member.target)) is not None
+        if member.tensor == "weight" and not member.produces and (gram := evidence.gram(member.target)) is not None
     ]
     if not eliminations:
-        return l2(model, group, statistics)
+        return l2(model, group, evidence)
     place = torch.zeros(group.channels, dtype=torch.float64)
     left = torch.ones(group.channels, dtype=torch.bool)
     for step in range(1, group.channels + 1):
@@ -163,9 +164,9 @@ def _weight(model: GraphModule, member: Member) -> Tensor | None:
     return folded_weight(model, member.target) if is_layer else module.weight.detach()
 
 
-def _gates(model: GraphModule, group: Group, statistics: "Statistics") -> Tensor:
+def _gates(model: GraphModule, group: Group, evidence: Evidence) -> Tensor:
     """Gate gradients [samples, channels] of the group: summed over all the layers that read its channels."""
-    gradients = statistics.gate_gradients()
+    gradients = evidence.gate_gradients()
     total: Tensor | None = None
     for member in group.members:
         if member.tensor != "weight" or member.produces or member.target not in gradients:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from autocompress.compression.build import finalize, plan_kernels, restructure, standing
-from autocompress.compression.importance import IMPORTANCES
+from autocompress.compression.importance import require_importance
 from autocompress.compression.methods import Method, methods
 from autocompress.compression.methods.prune import PruneMethod
 from autocompress.compression.plan import Plan
@@ -52,7 +52,7 @@ from autocompress.task.batches import subset
 from autocompress.task.calling import flat_model
 from autocompress.task.checks import check_task
 from autocompress.task.task import Loader, Score, Task
-from autocompress.vocabulary.errors import ConfigError, ExportError, TaskError, VerificationError, nearest
+from autocompress.vocabulary.errors import ExportError, TaskError, VerificationError
 from autocompress.vocabulary.workload import Artifact, DType, Kernel, Kernels, Latency, distinct_weights, total_macs
 
 ORIGINAL = "original.onnx"
@@ -71,7 +71,7 @@ class TorchEvaluator:
         self._task = task
         self._settings = settings
         self._tell = setup.tell
-        _require_importance(settings.importance)
+        require_importance(settings.importance)
         setup.tell("setup", "checking the task")
         self._calling = check_task(task)
         setup.tell("setup", "tracing the model and proving its channel groups")
@@ -342,11 +342,6 @@ def _calibration(task: Task) -> Loader:
 
 def _methods(importance: str) -> tuple[Method, ...]:
     return tuple(replace(m, importance=importance) if isinstance(m, PruneMethod) else m for m in methods())
-
-
-def _require_importance(name: str) -> None:
-    if name not in IMPORTANCES:
-        raise ConfigError(f"unknown importance {name!r}: {nearest(name, IMPORTANCES)}")
 
 
 def _size(kernels: Iterable[Kernel]) -> tuple[int, int]:

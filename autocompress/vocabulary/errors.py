@@ -6,6 +6,7 @@ AutocompressError
 │   ├── ConfigError           RUN.toml, a flag or a value
 │   ├── TraceError            torch.export or the operator table can't follow the model
 │   ├── ProfileError          a hardware profile is missing, damaged or of another version
+│   ├── PluginError           an installed plug-in can't be loaded, or two have one name
 │   ├── RunError              a run folder is missing, damaged or of another model
 │   └── BudgetError           no plan (or no measured candidate) meets the asked limit
 └── Failure                   the request was fine, the work failed (exit 1)
@@ -44,6 +45,9 @@ class TraceError(UserError): ...
 
 
 class ProfileError(UserError): ...
+
+
+class PluginError(UserError): ...
 
 
 class RunError(UserError): ...

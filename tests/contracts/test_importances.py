@@ -5,21 +5,23 @@ import copy
 import pytest
 import torch
 
-from autocompress.compression.importance import IMPORTANCES, score_channels
+from autocompress.compression.importance import score_channels
 from autocompress.compression.repair.statistics import Statistics, collect
+from autocompress.vocabulary import plugins
 from autocompress.vocabulary.errors import ConfigError
 from tests.compression.repair.nets import chain, images, known, traced, zoo
 
+NAMES = plugins.names(plugins.IMPORTANCES)
 ZOO = ["resnet", "mobilenet", "shufflenet", "dense", "transformer"]
 
 
-@pytest.fixture(params=sorted(IMPORTANCES))
+@pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 def test_those_of_the_core_are_registered() -> None:
-    assert {"l1", "l2", "taylor", "fisher", "reconstruction"} <= set(IMPORTANCES)
+    assert {"l1", "l2", "taylor", "fisher", "reconstruction"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("model", ZOO)

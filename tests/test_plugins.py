@@ -1,0 +1,136 @@
+"""Plug-ins of other packages: found by their entry points, loaded when asked for, loud where they fail."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoints
+from pathlib import Path
+
+import pytest
+
+from autocompress.devices import open_device
+from autocompress.vocabulary import plugins
+from autocompress.vocabulary.errors import DeviceError, PluginError
+from tests import third_party
+
+Installer = Callable[[str, str, Mapping[str, str]], None]
+
+GROUPS = (plugins.DEVICES, plugins.IMPORTANCES)
+
+
+@pytest.fixture(autouse=True)
+def forgetful() -> Iterator[None]:
+    """What is declared is looked up anew."""
+    _forget()
+    yield
+    _forget()
+
+
+def _forget() -> None:
+    plugins._declared.cache_clear()
+    plugins.load.cache_clear()
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installer:
+    """Installs a package of that name which declares the entries of a group."""
+
+    def install(name: str, group: str, entries: Mapping[str, str]) -> None:
+        folder = tmp_path / name
+        folder.mkdir()
+        monkeypatch.syspath_prepend(str(third_party.install(folder, third_party.declaring(name, group, entries))))
+
+    return install
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_plug_in_that_fails_is_told_in_one_line(group: str, installed: Installer) -> None:
+    installed("acme-broken", group, {"broken": "acme_no_such_module:thing"})
+    assert "broken" in plugins.names(group), "a name needs no import"
+    with pytest.raises(PluginError) as caught:
+        plugins.load(group, "broken")
+    line = str(caught.value)
+    for said in ("acme-broken 2.5", group, "'broken'", "acme_no_such_module:thing", "ModuleNotFoundError"):
+        assert said in line
+    assert "\n" not in line and isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_name_declared_twice_names_both(group: str, installed: Installer) -> None:
+    ours = plugins.names(group)[0]
+    _forget()
+    installed("acme-again", group, {ours: "json"})
+    with pytest.raises(PluginError, match=r"(acme-again 2.5.*autocompress|autocompress.*acme-again 2.5)"):
+        plugins.names(group)
+
+
+def test_one_failing_device_leaves_the_others_alone(installed: Installer) -> None:
+    installed("acme-broken", plugins.DEVICES, {"broken": "acme_no_such_module"})
+    assert open_device("ort:cpu").name == "ort:cpu"
+    with pytest.raises(PluginError, match="acme-broken"):
+        open_device("broken:board")
+    with pytest.raises(PluginError, match="acme-broken"):
+        open_device("no such device")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_an_installation_older_than_its_sources_says_to_install_again(
+    group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints())
+    with pytest.raises(PluginError, match=r"install it again: pip install -e ") as caught:
+        plugins.names(group)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wheel_has_no_sources_to_compare_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints())
+    for text in (None, '[project]\nname = "other"\n[project.entry-points."autocompress.devices"]\nx = "y"\n'):
+        monkeypatch.setattr(plugins, "_SOURCES", tmp_path / "pyproject.toml")
+        if text:
+            plugins._SOURCES.write_text(text)
+        assert plugins.names(plugins.DEVICES) == ()
+        _forget()
+
+
+def test_an_unknown_device_is_no_plug_in_s_fault() -> None:
+    with pytest.raises(DeviceError, match="did you mean 'ort:cpu'"):
+        open_device("orr:cpu")
+
+
+@pytest.fixture(scope="module")
+def acme(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the package that the document shows is installed."""
+    return third_party.install(tmp_path_factory.mktemp("acme"), third_party.shown_package())
+
+
+def test_names_are_known_before_anything_heavy_is_imported(acme: Path) -> None:
+    code = (
+        "import sys, json\nfrom autocompress.vocabulary import plugins\n"
+        "print(json.dumps([plugins.names(plugins.DEVICES), plugins.names(plugins.IMPORTANCES), sorted(sys.modules)]))"
+    )
+    devices, importances, modules = json.loads(third_party.python(acme, "-c", code).stdout)
+    assert {"acme", "ort", "fake"} <= set(devices) and {"largest", "l1"} <= set(importances)
+    assert not {"torch", "optuna", "onnxruntime", "openvino", "tvm", "acme_compress"} & set(modules)
+
+
+def test_help_starts_without_the_heavy_libraries(acme: Path) -> None:
+    found = third_party.python(acme, "-X", "importtime", "-m", "autocompress.cli", "--help")
+    imported = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
+    assert found.returncode == 0 and "typer" in imported
+    assert not {"torch", "optuna", "onnxruntime", "numpy"} & imported
+
+
+def test_devices_lists_it_and_leaves_the_runtimes_alone(acme: Path) -> None:
+    found = third_party.python(acme, "-X", "importtime", "-m", "autocompress.cli", "devices", "--json")
+    assert "acme:board" in {row["name"] for row in json.loads(found.stdout)}
+    imported = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
+    assert not {"torch", "optuna", "tvm"} & imported
+
+
+@pytest.mark.slow
+def test_it_keeps_every_contract(acme: Path) -> None:
+    """The suites that run over all that is registered, over what the package adds."""
+    chosen = ("-k", "acme or largest or crop")
+    found = third_party.python(acme, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contracts", *chosen)
+    assert found.returncode == 0, found.stdout[-3000:]
+    assert "passed" in found.stdout
