@@ -24,7 +24,7 @@ from architectures.packages import package
 from environment import environment
 from rich.console import Console
 from rich.table import Table
-from zoo_row import Row, inspect
+from zoo_row import Row, inspect, warm
 from zoo_summary import COLUMNS, bars, cells
 
 CPU_LIMIT_S = 240
@@ -111,6 +111,8 @@ def main(
     chosen = [name for name in ARCHITECTURES if any(fnmatch.fnmatch(name, p) for p in only or ["*"])]
     names, missing = _available(chosen)
     todo = [name for name in names if again or name not in rows]
+    if todo:
+        warm()
     seconds, last = document.get("seconds", 0.0), time.monotonic()
     with TemporaryDirectory() as folder:
         runner = Runner(Path(folder), cpu_limit_s)

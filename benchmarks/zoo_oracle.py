@@ -1,18 +1,29 @@
-"""The joint oracle: all groups cut at once, against the user's own module in which the same channels are silent."""
+"""The joint oracle: all groups cut at once, against the user's own module in which the same channels are dead."""
 
 import copy
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from architectures import call
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from autocompress.graph.cut import cut, silence
+from autocompress.graph.cut import cut
+from autocompress.graph.double import in_double
+from autocompress.graph.labels import reduced_axes
+from autocompress.graph.operators import TABLE, Passage
+from autocompress.graph.silence import silence
 from autocompress.graph.types import Graph, Member
+
+TOLERANCE = 1e-6
+"""Of the largest output, in float64; constants that a model makes in float32 differ by 1e-8."""
+Keep = Mapping[str, Sequence[int]]
 
 
 def joint_difference(
@@ -21,31 +32,30 @@ def joint_difference(
     """Largest relative difference in float64, random channels of every free group gone. `inputs` are as the user gives
     them, `flat` the same as the lifted model takes them.
 
-    `against` says with what: the user's module, its parameters found by name (or, renamed, by value); or the project's
-    own silenced copy, where a parameter was made of several, or a norm must be taken over the kept channels alone.
+    In the user's module what makes these channels, and what layers read of them, is zeroed by the parameter's name (or,
+    renamed, by its value), and its norms are taken over the other channels alone. Where that can't be done from outside
+    (a mean over channels in its forward, say), the project's own silenced copy is what is compared with: `against`.
     """
-    kept = {
+    keep = {
         group.id: sorted(draw.sample(range(group.channels), max(1, group.channels // 2)))
         for group in graph.free_groups.values()
     }
-    if not kept:
+    if not keep:
         return None, {"difference": 0.0, "against": "nothing to cut"}
     inputs, flat = (tree_map_only(Tensor, _double, given) for given in (inputs, flat))
-    shorter = copy.deepcopy(graph.model).double()
-    cut(shorter, graph, kept)
-    silenced, why = _silenced_user(model, graph, kept)
+    double = in_double(graph.model)
+    shorter = copy.deepcopy(double)
+    cut(shorter, graph, keep)
     with torch.no_grad():
         found = _tensors(shorter(*flat))
-        if silenced is None:
-            own = copy.deepcopy(graph.model).double()
-            for name, channels in kept.items():
-                gone = [c for c in range(graph.groups[name].channels) if c not in set(channels)]
-                silence(own, graph.groups[name], gone)
-            expected = _tensors(own(*flat))
-        else:
-            expected = _tensors(call(silenced, inputs))
-    said = {"difference": _difference(expected, found), "against": "own" if silenced is None else "user"}
-    return None, said | ({"why": why} if why else {})
+    user, why = _against_user(model, graph, keep, inputs, found)
+    why = why or _reduces_inside(graph, keep)
+    if why is None or user <= TOLERANCE:
+        return None, {"difference": user, "against": "user"}
+    silence(double, graph, keep)
+    with torch.no_grad():
+        own = _difference(_tensors(double(*flat)), found)
+    return None, {"difference": own, "against": "own", "why": why}
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -64,36 +74,43 @@ def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     return worst if worst == worst else float("inf")
 
 
-def _silenced_user(
-    model: nn.Module, graph: Graph, kept: Mapping[str, Sequence[int]]
-) -> tuple[nn.Module | None, str | None]:
-    """The user's module in float64 with the channels' parameters zeroed, or the reason why that can't be done."""
-    members = [(member, kept[name]) for name in kept for member in graph.groups[name].members]
-    norm = next((m.target for m, _ in members if _reduces(graph, m)), None)
-    if norm is not None:
-        return None, f"{norm} is taken over the kept channels alone"
-    silenced = copy.deepcopy(model).double()
-    _fold_parametrizations(silenced)
+def _against_user(
+    model: nn.Module, graph: Graph, keep: Keep, inputs: Any, found: Sequence[Tensor]
+) -> tuple[float, str | None]:
+    """The difference from the user's module, or the reason why that can't be silenced."""
+    dead = copy.deepcopy(model).double()
+    _fold_parametrizations(dead)
+    why = _zero(dead, graph, keep)
+    if why is not None:
+        return float("inf"), why
+    _normalise_the_rest(dead, graph, keep)
+    try:
+        return _difference(_tensors(call(dead, inputs)), found), None
+    except RuntimeError as error:  # a tensor that forward makes in float32 meets float64
+        return float("inf"), f"the user's module does not run in float64: {str(error).splitlines()[0][:120]}"
+
+
+def _gone(graph: Graph, keep: Keep) -> Iterator[tuple[Member, list[int]]]:
+    """Each member of a cut group, with the positions of its axis that go."""
+    for name, channels in keep.items():
+        kept = set(channels)
+        for member in graph.groups[name].members:
+            yield member, [p for c, positions in enumerate(member.index) if c not in kept for p in positions]
+
+
+def _zero(dead: nn.Module, graph: Graph, keep: Keep) -> str | None:
     lifted = {**dict(graph.model.named_parameters(remove_duplicate=False)), **dict(graph.model.named_buffers())}
-    own = dict(_named(silenced))
-    for member, channels in members:
-        if not member.produces:
+    own = dict(_named(dead))
+    for member, positions in _gone(graph, keep):
+        if not member.produces and not member.tensor.startswith("weight"):
             continue
         name = f"{member.target}.{member.tensor}".rstrip(".")
-        tensor = _counterpart(name, lifted.get(name), own)
+        tensor = _counterpart(re.sub(r"@\d+", "", name), lifted.get(name), own)
         if tensor is None:
-            return None, f"{name} is no parameter of the user's module"
-        gone = [p for c, positions in enumerate(member.index) if c not in set(channels) for p in positions]
+            return f"{name} is no parameter of the user's module"
         with torch.no_grad():
-            tensor.index_fill_(member.axis, torch.tensor(gone, dtype=torch.long), 0.0)
-    return silenced, None
-
-
-def _reduces(graph: Graph, member: Member) -> bool:
-    """Whether a member belongs to a norm that mixes the channels which are cut."""
-    modules = dict(graph.model.named_modules())
-    kinds = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-    return isinstance(modules.get(member.target), kinds)
+            tensor.index_fill_(member.axis, torch.tensor(positions, dtype=torch.long), 0.0)
+    return None
 
 
 def _named(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -103,24 +120,90 @@ def _named(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 def _fold_parametrizations(model: nn.Module) -> None:
     """Weight and spectral norm become the weights that they make, by torch's own hand."""
-    for module in model.modules():
+    for module in list(model.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, name)
 
 
 def _counterpart(name: str, lifted: Tensor | None, own: Mapping[str, Tensor]) -> Tensor | None:
-    """A view of the user's tensor: by name, else the only one of equal values, perhaps transposed."""
+    """A view of the user's tensor: by name, else the only one of equal values, perhaps reshaped or transposed."""
     found = own.get(name)
     if lifted is None or (found is not None and found.shape == lifted.shape):
         return found
     wanted = lifted.detach().double()
-    same = {t.data_ptr(): t for t in own.values() if t.shape == wanted.shape and torch.equal(t.detach(), wanted)}
-    if len(same) == 1:
-        return next(iter(same.values()))
-    turned = {
-        t.data_ptr(): t.T
-        for t in own.values()
-        if t.dim() == 2 and t.T.shape == wanted.shape and torch.equal(t.detach().T, wanted)
+    views = [
+        view for tensor in own.values() if tensor.numel() == wanted.numel() for view in _views(tensor, wanted.shape)
+    ]
+    same = {view.data_ptr(): view for view in views if torch.equal(view, wanted)}
+    return next(iter(same.values())) if len(same) == 1 else None
+
+
+def _views(tensor: Tensor, shape: torch.Size) -> Iterator[Tensor]:
+    if tensor.is_contiguous():
+        yield tensor.view(shape)
+    if tensor.dim() == 2 and tensor.T.shape == shape:
+        yield tensor.T
+
+
+class _NormOfTheRest(nn.Module):
+    """The user's own norm over some positions of an axis; the others are zero."""
+
+    def __init__(self, norm: Any, rest: Tensor) -> None:
+        super().__init__()
+        self.axis = 1 if isinstance(norm, nn.GroupNorm) or "2d" in type(norm).__name__ else -1
+        self.rest, self.norm = rest, copy.deepcopy(norm)
+        for name, value in list(self.norm.named_parameters(recurse=False)):
+            setattr(self.norm, name, nn.Parameter(value.detach()[rest]))
+        if isinstance(norm, nn.GroupNorm):
+            self.norm.num_channels = len(rest)
+        else:
+            self.norm.normalized_shape = (len(rest),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.norm(x.index_select(self.axis, self.rest))
+        return torch.zeros_like(x).index_copy(self.axis, self.rest, made)
+
+
+def _normalise_the_rest(dead: nn.Module, graph: Graph, keep: Keep) -> None:
+    gone: dict[str, set[int]] = defaultdict(set)
+    modules: dict[str, Any] = dict(dead.named_modules())
+    for member, positions in _gone(graph, keep):
+        owner = member.target if member.tensor else member.target.rpartition(".")[0]
+        gone[re.sub(r"@\d+", "", owner)].update(positions)
+    for path, positions in gone.items():
+        norm = modules.get(path)
+        if norm is not None and _mixes(norm):
+            rest = torch.tensor([p for p in range(len(norm.weight)) if p not in positions])
+            parent, _, leaf = path.rpartition(".")
+            setattr(dead.get_submodule(parent), leaf, _NormOfTheRest(norm, rest))
+
+
+def _mixes(norm: nn.Module) -> bool:
+    """Whether a norm's channels are normalised together; whole groups of a group norm go or stay."""
+    named = isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) or "RMSNorm" in type(norm).__name__
+    return (named or "LayerNorm" in type(norm).__name__) or getattr(norm, "num_groups", 0) == 1
+
+
+def _reduces_inside(graph: Graph, keep: Keep) -> str | None:
+    """The first operator of forward that works along channels which are cut: a zero is not gone."""
+    removed = {
+        graph.groups[name].classes[c]
+        for name, kept in keep.items()
+        for c in set(range(graph.groups[name].channels)) - set(kept)
     }
-    return next(iter(turned.values())) if len(turned) == 1 else None
+    for node in graph.model.graph.nodes:
+        if any(not removed.isdisjoint(classes) for classes in _along(graph, node)):
+            return f"{node.name} works along the cut channels"
+    return None
+
+
+def _along(graph: Graph, node: Node) -> Iterator[Sequence[int]]:
+    """Classes of the channels along which a norm or a reducing operator works."""
+    source = node.all_input_nodes[0] if node.all_input_nodes else None
+    classes = graph.classes.get(source.name, {}) if source is not None else {}
+    if node.op == "call_function" and (row := TABLE.get(node.target)) and row.passage is Passage.REDUCE:
+        axes = reduced_axes(node, source.meta["one"].dim())
+        yield from (classes.get(axis, ()) for axis in axes)
+    elif node.op == "call_module" and _mixes(graph.model.get_submodule(str(node.target))):
+        yield from classes.values()

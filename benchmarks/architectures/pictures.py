@@ -118,7 +118,7 @@ def espcn() -> nn.Module:
 def fsrcnn() -> nn.Module:
     """Dong et al., ECCV 2016."""
     first = (nn.Conv2d(1, 56, 5, padding=2), nn.PReLU(56), nn.Conv2d(56, 12, 1), nn.PReLU(12))
-    middle = [layer for _ in range(2) for layer in (nn.Conv2d(12, 12, 3, padding=1), nn.PReLU(12))]
+    middle = [layer for _ in range(4) for layer in (nn.Conv2d(12, 12, 3, padding=1), nn.PReLU(12))]
     last = (nn.Conv2d(12, 56, 1), nn.PReLU(56), nn.ConvTranspose2d(56, 1, 9, 3, 4, output_padding=2))
     return nn.Sequential(*first, *middle, *last)
 

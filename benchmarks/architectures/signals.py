@@ -144,14 +144,14 @@ class TasNet(nn.Module):
 
 
 def m5() -> nn.Module:
-    """Dai et al., ICASSP 2017, on raw sound."""
+    """Dai et al., ICASSP 2017, on raw sound, at half its width."""
 
     def block(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
         layer = nn.Conv1d(inputs, outputs, kernel, stride)
         return [layer, nn.BatchNorm1d(outputs), nn.ReLU(), nn.MaxPool1d(4)]
 
-    body = (*block(1, 32, 80, 4), *block(32, 32, 3, 1), *block(32, 64, 3, 1))
-    return nn.Sequential(*body, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 10))
+    body = (*block(1, 64, 80, 4), *block(64, 64, 3, 1), *block(64, 128, 3, 1), *block(128, 256, 3, 1))
+    return nn.Sequential(*body, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(256, 10))
 
 
 def ds_cnn() -> nn.Module:
@@ -314,7 +314,7 @@ NETS = {
     "tcn_plain": Architecture(lambda: TemporalConvNet(normed=False), noise(4, 32)),
     "wavenet": Architecture(WaveNet, noise(1, 64)),
     "conv_tasnet": Architecture(TasNet, noise(1, 256)),
-    "m5": Architecture(m5, noise(1, 2000)),
+    "m5": Architecture(m5, noise(1, 4000)),
     "ds_cnn_kws": Architecture(ds_cnn, images(32, 1)),
     "kws_attention_rnn": Architecture(KeywordAttention, noise(24, 20), "other"),
     "inception_time": Architecture(inception_time, noise(1, 64)),
