@@ -20,7 +20,8 @@ from autocompress.export.torch_exporter import export_by_capture, export_by_trac
 from autocompress.export.types import input_types, zeros_of
 from autocompress.export.writer import BATCH, OUTPUT
 from autocompress.graph.kernels import fuse
-from autocompress.task.calling import calling_behind
+from autocompress.task.calling import calling_behind, model_behind
+from autocompress.task.onnx_file import original_of
 from autocompress.vocabulary.errors import ExportError, StorageError
 from autocompress.vocabulary.workload import Artifact
 
@@ -45,11 +46,15 @@ def to_onnx(model: GraphModule, path: str | Path, plan_key: str) -> Artifact:
 
 
 def plain_onnx(model: nn.Module, example_inputs: tuple[Tensor, ...], path: str | Path) -> Artifact:
-    """Writes the user's untouched model as torch.onnx exports it: the baseline of every speed-up.
+    """Writes the user's untouched model: the baseline of every speed-up. One that came from an ONNX file is that file,
+    any other is as torch.onnx exports it.
 
     The older exporter is tried first (it is fast and needs no other package), then the newer; each with a free batch
     axis, then with the example's. Raises ExportError with what the last one said.
     """
+    came_from = original_of(model_behind(model))
+    if came_from is not None:
+        return _stored(came_from.content(), path, ORIGINAL, came_from.opset)
     original = copy.deepcopy(model).eval()
     names, axes, outputs, batched = _form(model, example_inputs)
     failure: Exception | None = None
@@ -92,9 +97,13 @@ def _rewrites(model: GraphModule) -> str:
 
 
 def _write(proto: onnx.ModelProto, path: str | Path, plan_key: str, metadata: Mapping[str, str]) -> Artifact:
-    """Writes beside the target and renames, so that a file by this name is always whole."""
     helper.set_model_props(proto, dict(metadata))
-    content = proto.SerializeToString()
+    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    return _stored(proto.SerializeToString(), path, plan_key, opset)
+
+
+def _stored(content: bytes, path: str | Path, plan_key: str, opset: int) -> Artifact:
+    """Writes beside the target and renames, so that a file by this name is always whole."""
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
     try:
@@ -102,5 +111,4 @@ def _write(proto: onnx.ModelProto, path: str | Path, plan_key: str, metadata: Ma
         os.replace(partial, target)
     except OSError as error:
         raise StorageError(f"can't write {target}: {error.strerror}; free space or choose another folder") from error
-    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     return Artifact(target, hashlib.sha256(content).hexdigest(), plan_key, opset, len(content))

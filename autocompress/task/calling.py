@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.task.batches import Batch, Call, PartlyBatched, Split, as_call, first_batches
+from autocompress.task.doors import settle
 from autocompress.task.outputs import cross_entropy
 from autocompress.task.structure import Mismatch, Structure, returned, taken, tensors_of
 from autocompress.task.task import Loader, LossFunction, Predict, Task
@@ -222,6 +223,12 @@ def calling_behind(model: nn.Module) -> Calling | None:
     return model.__dict__[_CALLING] if isinstance(model, FlatModel) else None
 
 
+def model_behind(model: nn.Module) -> nn.Module:
+    """The user's model, of which a FlatModel is a view."""
+    found: nn.Module = model.__dict__[_MODEL] if isinstance(model, FlatModel) else model
+    return found
+
+
 def flat_model(model: nn.Module, calling: Calling) -> nn.Module:
     """The model as a function of flat tensors: itself if it is one already."""
     return model if calling.plain else FlatModel(model, calling)
@@ -232,6 +239,7 @@ def calling_of(task: Task) -> Calling:
 
     Raises TaskError where the model can't be called so, or splits and example inputs have different structures.
     """
+    settle(task)
     return _Learning(task.model, task.example_inputs).over(
         {
             name: first_batches(name, getattr(task, name), LOOKED_AT)

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from autocompress.task.batches import batched, first_batches, size
@@ -20,8 +19,6 @@ def check_task(task: Task) -> Calling:
 
     Raises TaskError for what can't work.
     """
-    if not isinstance(task.model, torch.nn.Module):
-        raise TaskError(f"Task.model is a {type(task.model).__name__}; it must be a trained torch.nn.Module")
     calling = calling_of(task)
     for split in SPLITS:
         loader = getattr(task, split)

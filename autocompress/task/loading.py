@@ -11,6 +11,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+from autocompress.task.doors import is_model_file, settle
 from autocompress.task.task import Task
 from autocompress.vocabulary.errors import TaskError, nearest
 
@@ -23,8 +24,15 @@ def load_task(reference: str) -> Task:
     Raises TaskError if the file is missing, fails to run, or holds no Task under that name.
     """
     place, name = split_reference(reference)
+    if is_model_file(reference):
+        raise TaskError(
+            f"{reference!r} is a model, but data are needed too; write a Python file with `task = autocompress.Task("
+            f"model={Path(reference).name!r}, example_inputs=..., validation=...)` beside it and name that"
+        )
     module = _run_file(Path(place)) if place.endswith(".py") else _import(place)
-    return _task_in(module, name, place)
+    task = _task_in(module, name, place)
+    settle(task, Path(module.__file__).parent if module.__file__ else None)
+    return task
 
 
 def split_reference(reference: str) -> tuple[str, str]:

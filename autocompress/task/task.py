@@ -31,6 +31,9 @@ LossFunction = Callable[[Any, Any], torch.Tensor]
 class Task:
     """A trained model with its data.
 
+    `model` is a torch.nn.Module, or the path (relative to the task file) of an ONNX file or of a torch.export program:
+    it becomes a module when the task is first used, and verdicts are about the file.
+
     `example_inputs` is what the model is called with, as the loaders give it: a tensor, a tuple of positional arguments
     or a dict of keyword arguments, which may be tuples, dicts and dataclasses themselves. Samples lie along axis 0 of
     the tensors that have a batch; other axes may vary between batches. What is no tensor is a constant of the call.
@@ -46,7 +49,7 @@ class Task:
     decisions about number formats.
     """
 
-    model: torch.nn.Module
+    model: Any
     example_inputs: Any
     validation: Loader
     calibration: Loader | None = None

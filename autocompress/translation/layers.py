@@ -34,10 +34,11 @@ class Weights:
         return self._made[key]
 
     def _key(self, source: Tensor, tensor: Tensor) -> Any:
+        if tensor.numel() > 1 and bool((tensor == tensor.reshape(-1)[0]).all()):
+            return len(self._made)  # exporters store ones and zeros of all layers once: nothing was shared
         content = sha256(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
-        telling = tensor.numel() >= _TELLING and not bool((tensor == tensor.reshape(-1)[0]).all())
         self._seen.append(source)  # an id is of this tensor only while that lives
-        return tuple(tensor.shape), tensor.dtype, content, 0 if telling else id(source)
+        return tuple(tensor.shape), tensor.dtype, content, 0 if tensor.numel() >= _TELLING else id(source)
 
 
 Layer = Callable[..., Call | None]

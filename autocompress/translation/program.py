@@ -49,7 +49,7 @@ class Program:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.proto = _loaded(path)
+        self.proto, self.external = _loaded(path)
         self._graph = self.proto.graph
         self.opsets = {entry.domain: entry.version for entry in self.proto.opset_import}
         self._check()
@@ -100,8 +100,7 @@ class Program:
             raise TranslationError(f"{place} does not compute on these inputs: {first_line(error)}") from error
 
     def _opset(self, domain: str) -> int:
-        found = self.opsets.get(domain, self.opsets.get("ai.onnx", 1) if domain == "" else 1)
-        return int(found)
+        return self.opset if domain == "" else int(self.opsets.get(domain, 1))
 
     def _check(self) -> None:
         for node in self._graph.node:
@@ -109,10 +108,14 @@ class Program:
             if not is_known(domain, node.op_type):
                 called = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
                 raise TranslationError(f"operator {called} (node {node.name}) has no translation{_why(node.op_type)}")
-        opset = next((self.opsets[domain] for domain in _OURS if domain in self.opsets), None)
-        if opset is None or opset < OLDEST_OPSET:
-            found = "no opset" if opset is None else f"opset {opset}"
+        if self.opset < OLDEST_OPSET:
+            found = f"opset {self.opset}" if self.opset else "no opset"
             raise TranslationError(f"{found}, it takes {OLDEST_OPSET} or newer")
+
+    @property
+    def opset(self) -> int:
+        """Of ONNX's own operators; 0 if the file has none."""
+        return next((int(self.opsets[domain]) for domain in _OURS if domain in self.opsets), 0)
 
 
 _REASONS = {
@@ -140,8 +143,8 @@ def _why(op: str) -> str:
     return f" ({_REASONS[op]})" if op in _REASONS else ""
 
 
-def _loaded(path: Path) -> Any:
-    """The file with all its tensors and without functions of its own."""
+def _loaded(path: Path) -> tuple[Any, bool]:
+    """The file with all its tensors and without functions of its own, and whether tensors lay in other files."""
     import onnx
     from onnx import inliner
 
@@ -152,9 +155,10 @@ def _loaded(path: Path) -> Any:
     if not proto.graph.node and not proto.graph.output:
         raise TranslationError("it is no ONNX file: it holds no graph")
     _check_places(proto, path)
+    external = bool(external_tensors(proto.graph))
     try:
         onnx.load_external_data_for_model(proto, str(path.parent))
-        return inliner.inline_local_functions(proto) if proto.functions else proto
+        return inliner.inline_local_functions(proto) if proto.functions else proto, external
     except Exception as error:
         raise TranslationError(f"it is no valid ONNX file: {first_line(error)}") from error
 

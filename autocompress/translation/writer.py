@@ -18,6 +18,9 @@ from autocompress.translation.values import Attributes, Call, Operand, Size, Siz
 SOURCE = "onnx"
 """Key of a graph node's metadata: the Source that it computes."""
 
+SHAPE = "shape"
+"""Key of a graph node's metadata: the shape of its value for the first examples."""
+
 _ROUNDING, _VALUES = "QuantizeLinear", "DequantizeLinear"
 _ALIASES = frozenset({"Identity", "Dropout"})
 _OWN = frozenset({"Constant", "Shape", "Size", "If", "Identity", _ROUNDING, _VALUES})
@@ -47,6 +50,8 @@ class Style:
 
 DEPLOYED = Style(layers=False, rounds=True)
 TRAINABLE = Style(layers=True, rounds=False)
+FAITHFUL = Style(layers=True, rounds=True)
+"""As trainable, but rounded as the file says."""
 
 
 def is_known(domain: str, op: str) -> bool:
@@ -78,6 +83,7 @@ class Writer:
     def take(self, name: str, identifier: str, examples: Sequence[Tensor]) -> None:
         """The next input of the model."""
         node = self._graph.placeholder(identifier)
+        node.meta[SHAPE] = tuple(examples[0].shape)
         operand = Operand(tuple(examples), node, name)
         narrow = self._style.layers and operand.dtype in _HALVES
         self._values[name] = self._call(Call(cast, (operand, torch.float32)), None)[0] if narrow else operand
@@ -139,7 +145,7 @@ class Writer:
             return [shape_of(a, values[0]) if op == "Shape" else size_of(a, values[0])]
         if domain == "" and op in _ALIASES and a.outputs == 1 and len(values) < 3:
             return [values[0]]
-        if domain == "" and op in ON_SIZES and computable(values):
+        if domain == "" and computable(op, values):
             return [ON_SIZES[op](a, *values)]
         if op == "Cast" and self._style.layers and DTYPES.get(a["to"]) in _HALVES:
             a["to"] = 1
@@ -192,9 +198,18 @@ class Writer:
             raise Unsupported("to other than 8-bit codes")
         self._scales[node.output[0]] = with_scale
         if not self._style.rounds:
-            return self._keep(node.output, [x])
+            return self._keep(node.output, [self._unrounded(x, with_scale, bounds, source)])
         call = Call(torch.fake_quantize_per_tensor_affine, (x, *with_scale, *bounds))
         self._keep(node.output, self._call(call, source))
+
+    def _unrounded(
+        self, x: Operand, scale: tuple[float, int], bounds: tuple[int, int], source: Source
+    ) -> Value:  # fmt: skip
+        """Codes that begin at zero may stand for a Relu or Clip that was left out for it."""
+        largest = scale[0] * (bounds[1] - scale[1])
+        if bounds[0] != scale[1] or all(bool((example >= 0).all()) for example in x.examples):
+            return x
+        return self._call(Call(torch.clamp, (x, 0.0, largest)), source)[0]
 
     def _call(self, call: Call, source: Source | None) -> Sequence[Value]:
         args = _mapped(call.args, self._resolved(source), (Call, Sizes))
@@ -208,9 +223,11 @@ class Writer:
         made = self._made(call, _mapped(args, self._reference, (Operand, Size)), source)
         if source is not None:
             made.meta[SOURCE] = source
-        if not several:
-            return [Operand(parts[0], made)]
-        items = [self._graph.call_function(operator.getitem, (made, i)) for i in range(len(parts))]
+        items = (
+            [self._graph.call_function(operator.getitem, (made, i)) for i in range(len(parts))] if several else [made]
+        )
+        for examples, item in zip(parts, items, strict=True):
+            item.meta[SHAPE] = tuple(examples[0].shape)
         return [Operand(examples, item) for examples, item in zip(parts, items, strict=True)]
 
     def _made(self, call: Call, args: Any, source: Source | None) -> fx.Node:

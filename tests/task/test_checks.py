@@ -45,7 +45,7 @@ def test_two_inputs_are_understood() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"model": "resnet"}, "Task.model is a str"),
+        ({"model": "resnet"}, "Task.model is .resnet., which is no model file"),
         ({"example_inputs": [1, 2]}, r"can't be given to the model: too many .* forward takes \(input"),
         ({"example_inputs": [1]}, "Task.example_inputs holds no tensor"),
         ({"example_inputs": torch.tensor(1.0)}, r"does not run on Task.example_inputs \(a batch of \(\) float32\): "),

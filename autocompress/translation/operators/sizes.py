@@ -32,11 +32,13 @@ _LARGEST = 64
 """Elements of a tensor that may still be a list of sizes."""
 
 
-def computable(operands: Sequence[Value | None]) -> bool:
-    """Whether Python can compute with them: sizes beside small constants."""
+def computable(op: str, operands: Sequence[Value | None]) -> bool:
+    """Whether Python can compute the operator: of sizes beside small constants; moved by constants alone."""
     given = [o for o in operands if o is not None]
     plain = all(isinstance(o, Sizes) or (o.node is None and o.example.numel() <= _LARGEST) for o in given)
-    return plain and any(isinstance(o, Sizes) for o in given)
+    sized = [isinstance(o, Sizes) for o in given]
+    moved = op not in _MOVED or (sized[0] and not any(sized[1:]))
+    return op in ON_SIZES and plain and any(sized) and moved
 
 
 def shape_of(a: Attributes, x: Value) -> Value:
@@ -147,6 +149,8 @@ def _multiplied(a: Attributes, x: Array, axes: Value | None = None) -> Array:
 def _power(base: Number, exponent: Number) -> Number:
     return base**exponent
 
+
+_MOVED = frozenset({"Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Expand", "ReduceProd"})
 
 ON_SIZES: Mapping[str, OnSizes] = {
     "Add": _each(operator.add), "Sub": _each(operator.sub), "Mul": _each(operator.mul), "Div": _each(quotient),
