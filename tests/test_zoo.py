@@ -16,8 +16,8 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = (
-    "lenet", "trident", "siamese", "unet3d_groupnorm", "multitask_dict", "textcnn", "tcn_plain", "two_tower", "rmsnorm_swiglu",
-    "vision_transformer", "nn_mha_defaults", "gcn_adjacency",
+    "lenet", "trident", "siamese", "unet3d_groupnorm", "multitask_dict", "textcnn", "tcn_plain", "two_tower",
+    "rmsnorm_swiglu", "vision_transformer", "nn_mha_defaults", "gcn_adjacency",
 )  # fmt: skip
 
 
