@@ -186,15 +186,14 @@ class _Lift:
 
         def evaluated(*values: Any) -> Any:
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[places[n]])
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return _as_reshape(node.target)(*args, **kwargs)
 
         return self.computed(key, evaluated, *sources)
 
     def _plain(self, node: Node) -> Node:
         args = torch.fx.map_arg(node.args, self.value)
         kwargs = torch.fx.map_arg(node.kwargs, self.value)
-        target = aten.reshape.default if node.target in _RESHAPES else node.target
-        return self.call(target, args, node.name, kwargs)
+        return self.call(_as_reshape(node.target), args, node.name, kwargs)
 
     def _output(self, node: Node) -> None:
         outputs: Any = node.args[0]
@@ -307,6 +306,11 @@ def _common(names: Sequence[str]) -> str:
             break
         shared.append(parts[0])
     return ".".join(shared) + "." if shared else ""
+
+
+def _as_reshape(target: Any) -> Any:
+    """A view needs strides that a folded constant, or what stands before it here, may not have."""
+    return aten.reshape.default if target in _RESHAPES else target
 
 
 def _changes_nothing(node: Node) -> bool:

@@ -108,3 +108,19 @@ def test_inputs_without_names_of_their_own_are_captured() -> None:
     lifted = capture(model, inputs)
     wide = tuple(tensor.repeat(3, 1) for tensor in inputs)
     torch.testing.assert_close(lifted(*wide), model(*wide))
+
+
+class TurnedConstant(nn.Module):
+    """A parameter whose axes change places before an einsum joins them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.votes = nn.Linear(4, 6), nn.Parameter(torch.randn(3, 5, 2, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bcs,cnso->bno", self.first(x).view(-1, 3, 2), self.votes)
+
+
+def test_constants_are_viewed_whatever_their_strides() -> None:
+    model, x = TurnedConstant(), torch.randn(3, 4)
+    torch.testing.assert_close(capture(model, (x,))(x), model(x))
