@@ -189,7 +189,8 @@ class _Walk:
         before = self.kernels.get(name)
         op = before.workload.op if before is not None and len(source.users) == 1 else None
         if node.op == "call_module":
-            norm = isinstance(self._module(node), BATCH_NORMS) and op in ("conv", "conv_transpose")
+            foldable = before is not None and op in ("conv", "conv_transpose") and not before.workload.fused
+            norm = foldable and isinstance(self._module(node), BATCH_NORMS)
             return name if norm or _rounds(self.model, node) else None
         row = TABLE.get(node.target)
         if row is None:

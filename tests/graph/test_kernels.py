@@ -229,6 +229,15 @@ def test_recurrent_kernels_say_what_their_time_depends_on() -> None:
     assert work.weights == sum(p.numel() for n, p in net[0].named_parameters() if "weight" in n)
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_norm_behind_an_activation_is_a_kernel_of_its_own(norm_first: bool) -> None:
+    """It can't be folded into the layer before the activation."""
+    middle = (nn.BatchNorm2d(4), nn.GELU())
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), *(middle if norm_first else middle[::-1]), nn.Conv2d(4, 3, 1)).eval()
+    ops = [kernel.workload.op for kernel in trace(net, torch.randn(1, 3, 4, 4)).kernels.values()]
+    assert ops == (["conv", "conv"] if norm_first else ["conv", "batch_norm", "conv"])
+
+
 class Collision(nn.Module):
     """An input that is named like a layer, and a layer that is named like an operator's node."""
 
