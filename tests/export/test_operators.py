@@ -291,6 +291,8 @@ SAMPLING: dict[str, Callable[..., Any]] = {
 PADDING: dict[str, Callable[..., Any]] = {
     "constant": lambda x: [F.pad(x, (1, 2, 0, 3)), F.pad(x, (1, 2), value=2.5), F.pad(x, (-1, -1, 0, 0))],
     "channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)),
+    "before a max pool": lambda x: [F.max_pool2d(F.pad(-x.abs(), (0, 1, 0, 1)), 2, 1),
+                                    F.max_pool1d(F.pad(-x[:, 0].abs(), (1, 1)), 2, 1)],
     **{f"{mode} {n}d": (lambda x, mode=mode, n=n: F.pad(x.flatten(2) if n == 1 else x if n == 2 else x.unsqueeze(1),
                                                        (1, 2, 2, 1, 3, 1)[: 2 * n], mode=mode))
        for mode in ("reflect", "replicate", "circular") for n in (1, 2, 3)},

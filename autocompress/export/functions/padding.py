@@ -7,14 +7,22 @@ from torch.fx import Node
 
 from autocompress.export.emitter import Emit, Emitter, cast
 from autocompress.export.functions.arithmetic import computed_in
-from autocompress.graph.calls import arguments
+from autocompress.graph.calls import arguments, calls
 
 aten = torch.ops.aten
+_MAX_POOLS = (
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default,
+    aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default,
+)  # fmt: skip
+"""ONNX Runtime 1.31 fuses a zero padding into these, where padding counts as minus infinity."""
 _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
-def padded(e: Emitter, x: Any, pads: Any, mode: str, value: float = 0) -> str | None:
-    """A node's value padded as torch lists it: (before, after) from the last axis on. ONNX wants all befores first."""
+def padded(e: Emitter, x: Any, pads: Any, mode: str, value: float = 0, alone: bool = False) -> str | None:
+    """A node's value padded as torch lists it: (before, after) from the last axis on. ONNX wants all befores first.
+
+    `alone` puts a reshape to the same shape behind it, so that ONNX Runtime can't fuse it with what reads it.
+    """
     dtype = computed_in(e.dtype(x))
     inner = e.cast_to(x, dtype)
     if mode == "circular":
@@ -25,6 +33,7 @@ def padded(e: Emitter, x: Any, pads: Any, mode: str, value: float = 0) -> str | 
         places = e.vector([*absent, *sizes[-2::-2], *absent, *sizes[::-2]])
         filler = [e.value(value, dtype)] if mode == "constant" else []
         made = e.add("Pad", inner, places, *filler, mode=_MODES[mode])
+        made = e.add("Reshape", made, e.integers(*[0] * e.rank(x))) if alone else made
     return made if made is None or dtype is e.dtype(x) else cast(e, made, e.dtype(x))
 
 
@@ -32,7 +41,8 @@ def _pad(mode: str | None = None) -> Emit:
     def emit(e: Emitter, node: Node) -> str | None:
         a = arguments(node)
         pads = a["pad" if "pad" in a else "padding"]
-        return padded(e, a["self"], pads, mode or a.get("mode", "constant"), a.get("value") or 0)
+        alone = any(calls(user, *_MAX_POOLS) for user in node.users)
+        return padded(e, a["self"], pads, mode or a.get("mode", "constant"), a.get("value") or 0, alone)
 
     return emit
 
