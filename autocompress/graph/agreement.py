@@ -34,11 +34,19 @@ def require_agreement(model: nn.Module, lifted: GraphModule, inputs: tuple[Tenso
 def require_agreement_at_any_batch(
     model: nn.Module, lifted: GraphModule, inputs: tuple[Tensor, ...], free: Sequence[Collection[int]]
 ) -> None:
-    """`require_agreement` with one, two and three samples made of the example, where the model takes so many."""
-    for count in BATCHES if any(0 in axes for axes in free) else ():
+    """`require_agreement` with one, two and three samples made of the example, where the model takes so many; on the
+    example itself where there is no batch."""
+    if not any(0 in axes for axes in free):
+        require_agreement(model, lifted, inputs)
+        return
+    for count in BATCHES:
         batch = tuple(_samples(t, count) if 0 in axes else t for t, axes in zip(inputs, free, strict=True))
-        if count == len(inputs[0]) or _runs(model, batch):
+        if count == _size(inputs, free) or _runs(model, batch):
             require_agreement(model, lifted, batch)
+
+
+def _size(inputs: tuple[Tensor, ...], free: Sequence[Collection[int]]) -> int:
+    return next(len(tensor) for tensor, axes in zip(inputs, free, strict=True) if 0 in axes)
 
 
 def _samples(tensor: Tensor, count: int) -> Tensor:
