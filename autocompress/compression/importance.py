@@ -223,20 +223,21 @@ def _surprise(outputs: Outputs, targets: Any) -> Tensor:
     """
     only = sole(outputs)
     if isinstance(only, Tensor):
-        return _surprise_of_one(classes_first(only, targets), targets)
+        return _surprise_of_one(only, targets)
     return torch.stack([_part(outputs[i], about) for i, about in paired(outputs, targets)]).sum()
 
 
 def _part(output: Tensor, targets: Any) -> Tensor:
     if targets is not None:
-        return _surprise_of_one(classes_first(output, targets), targets)
+        return _surprise_of_one(output, targets)
     power = output.detach().square().mean().clamp_min(TINY) * (output.numel() / len(output))
     return output.square().sum() / (2 * power)
 
 
 def _surprise_of_one(outputs: Tensor, targets: Any) -> Tensor:
     if isinstance(targets, Tensor) and not targets.is_floating_point() and outputs.dim() == targets.dim() + 1:
-        return F.cross_entropy(outputs, targets, reduction="sum")
+        scores = classes_first(outputs, targets) if targets.dim() else outputs
+        return F.cross_entropy(scores, targets, reduction="sum")
     if isinstance(targets, Tensor) and targets.shape == outputs.shape:
         return (outputs - targets).square().sum() / 2
     return outputs.square().sum() / 2

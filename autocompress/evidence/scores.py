@@ -95,6 +95,7 @@ def _mean(values: Tensor) -> Score:
 def _hits(outputs: Tensor, batch: Pair) -> Tensor:
     targets = batch[1]
     outputs = classes_first(outputs, targets)
+    targets = targets[None] if isinstance(targets, Tensor) and not targets.dim() else targets
     predicted = outputs.argmax(1) if outputs.dim() > 1 else outputs
     if not isinstance(targets, Tensor) or targets.shape != predicted.shape or targets.is_floating_point():
         found = f"{tuple(targets.shape)} {targets.dtype}" if isinstance(targets, Tensor) else type(targets).__name__

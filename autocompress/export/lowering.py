@@ -36,8 +36,11 @@ def lower(model: GraphModule, kernel_of: Mapping[str, str], otherwise: Emit) -> 
             emitter.begin(node, kernel_of.get(node.name, node.name))
             emitter.names[node] = _emitted(emitter, node, slopes.get(node), otherwise)
     emitter.begin(returned[0], OUTPUT)
+    called: dict[str, str] = {}
     for node, name in zip(returned, outputs, strict=True):
-        emitter.name_output(emitter.value(node), name)
+        tensor = emitter.value(node)
+        emitter.name_output(called.get(tensor, tensor), name)
+        called.setdefault(tensor, name)
     graph = helper.make_graph(
         emitter.nodes, "autocompress",
         [_input_info(emitter.names[node], node, types[node]) for node in placeholders],

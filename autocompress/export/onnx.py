@@ -14,10 +14,11 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from autocompress.export.checking import difference
 from autocompress.export.fallback import emit_with_torch
 from autocompress.export.lowering import lower
 from autocompress.export.torch_exporter import export_by_capture, export_by_tracing, first_line
-from autocompress.export.types import input_types, zeros_of
+from autocompress.export.types import ELEMENT_TYPES, input_types, zeros_of
 from autocompress.export.writer import BATCH, OUTPUT
 from autocompress.graph.kernels import fuse
 from autocompress.task.calling import calling_behind, model_behind
@@ -28,6 +29,9 @@ from autocompress.vocabulary.workload import Artifact
 VERSION = version("autocompress")
 ORIGINAL = "original"
 """The plan key of the user's model as it came."""
+
+TOLERANCE = 1e-3
+"""Of the largest output: sums in another order, in nets of any depth."""
 
 
 def to_onnx(model: GraphModule, path: str | Path, plan_key: str) -> Artifact:
@@ -49,8 +53,9 @@ def plain_onnx(model: nn.Module, example_inputs: tuple[Tensor, ...], path: str |
     """Writes the user's untouched model: the baseline of every speed-up. One that came from an ONNX file is that file,
     any other is as torch.onnx exports it.
 
-    The older exporter is tried first (it is fast and needs no other package), then the newer; each with a free batch
-    axis, then with the example's. Raises ExportError with what the last one said.
+    The older exporter is tried first (it is fast and needs no other package), then the newer; each with free axes, then
+    with the example's sizes. What is written has to compute what the model does, on values like the example's and with
+    another number of samples too. Raises ExportError with what the last one said.
     """
     came_from = original_of(model_behind(model))
     if came_from is not None:
@@ -62,15 +67,44 @@ def plain_onnx(model: nn.Module, example_inputs: tuple[Tensor, ...], path: str |
         for free in (axes, [{} for _ in axes]):
             try:
                 inputs = _at_least_two(example_inputs, free) if export is export_by_capture else example_inputs
-                proto = export(original, inputs, names, outputs, free, batched)
+                proto = _with_all_inputs(export(original, inputs, names, outputs, free, batched), names, example_inputs)
+                wrong = difference(proto, original, _samples(example_inputs, free), names, TOLERANCE)
             except Exception as error:  # whatever an exporter trips over, the next one may manage
                 failure = error
-            else:
+                continue
+            if wrong is None:
                 return _write(proto, path, ORIGINAL, {"plan": ORIGINAL})
+            failure = ExportError(f"what torch.onnx writes is another model: {wrong}")
     raise ExportError(
         f"neither exporter of torch.onnx can write the original model: {first_line(failure)}; "
         "replace that operator in the model by ones that ONNX has"
     ) from failure
+
+
+def _with_all_inputs(proto: onnx.ModelProto, names: Sequence[str], inputs: Sequence[Tensor]) -> onnx.ModelProto:
+    """The model with the inputs that an exporter dropped because nothing reads them, in order."""
+    written = {value.name: value for value in proto.graph.input}
+    for name, x in zip(names, inputs, strict=True):
+        if name not in written:
+            axes = [f"axis_{axis}_of_{name}" for axis in range(x.dim())]
+            written[name] = helper.make_tensor_value_info(name, ELEMENT_TYPES[x.dtype], axes)
+    del proto.graph.input[:]
+    proto.graph.input.extend(written[name] for name in names)
+    return proto
+
+
+def _samples(inputs: tuple[Tensor, ...], free: Sequence[Mapping[int, str]]) -> list[tuple[Tensor, ...]]:
+    """Inputs like the example's, with as many samples and, where the batch is free, with two."""
+    more = tuple(x[torch.arange(2) % len(x)] if 0 in axes else x for x, axes in zip(inputs, free, strict=True))
+    return [tuple(map(_varied, found)) for found in ([inputs, more] if any(0 in axes for axes in free) else [inputs])]
+
+
+def _varied(x: Tensor) -> Tensor:
+    """Floats with noise: an example is often all zeros."""
+    if not x.is_floating_point():
+        return x
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(x.numel())).to(x.dtype)
+    return x + noise * (0.1 * x.abs().mean() if x.any() else 1.0)
 
 
 def _form(

@@ -46,7 +46,12 @@ def main_output(outputs: Any, instead: str) -> Tensor:
 
 
 def classes_first(outputs: Tensor, targets: Any) -> Tensor:
-    """(N, classes, ...) from outputs with the classes along axis 1 or, where the shape of targets tells so, last."""
+    """(N, classes, ...) from outputs with the classes along axis 1 or, where the shape of targets tells so, last.
+
+    The scores of one sample without a batch are a batch of one.
+    """
+    if outputs.dim() == 1 and isinstance(targets, Tensor) and targets.dim() == 0 and not targets.is_floating_point():
+        return outputs[None]
     if not isinstance(targets, Tensor) or outputs.dim() < 3 or targets.dim() != outputs.dim() - 1:
         return outputs
     first = targets.shape == outputs.shape[:1] + outputs.shape[2:]

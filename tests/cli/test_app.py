@@ -92,7 +92,7 @@ def test_a_model_that_can_not_be_captured_names_the_users_line(write_task, capsy
 
 def test_example_inputs_of_the_wrong_shape(write_task, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
     assert run("inspect", write_task(example="images[:1, :2]")) == 2
-    assert "does not run on example_inputs of shape (2, 2, 8, 8)" in told(capsys)
+    assert "does not run on Task.example_inputs (a batch of (1, 2, 8, 8) float32)" in told(capsys)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from autocompress.compression.features import outputs_and_features
 from autocompress.compression.repair.matching import mismatch, similarity
 from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.types import Graph
-from autocompress.task.batches import Batch, batches, endless, size
+from autocompress.task.batches import Batch, batched, batches, endless, size
 from autocompress.task.outputs import Outputs, cross_entropy, in_floats
 from autocompress.task.task import Loader, LossFunction
 from autocompress.vocabulary.errors import TaskError
@@ -43,8 +43,8 @@ class Recipe:
     `rate` is the peak learning rate of a cosine that ends at 0, after a linear warm-up over the share `warmup` of the
     budget. The temperature of the soft targets goes linearly from `temperature` to `final_temperature`. `label_weight`
     is the share of `loss` (of flat outputs; None: cross-entropy) beside the soft targets. At each of `feature_nodes`
-    the samples' similarities are matched, with `feature_weight`. `clip` bounds the gradient's norm. `precision` is
-    "bf16" (activations; weights stay float) or "fp32".
+    the samples' similarities are matched (there are none without a batch), with `feature_weight`. `clip` bounds the
+    gradient's norm. `precision` is "bf16" (activations; weights stay float) or "fp32".
 
     The defaults are what did well on ResNets without some of their blocks, top-1 of 5,000: ResNet-20 in 590 steps 87.6
     at rate 0.02, 88.6 at 0.05, 88.8 to 89.3 at 0.1 and 0.2; ResNet-56 in 280 steps 90.8, 91.3 at 0.05, 90.9 to 91.2 at
@@ -240,10 +240,11 @@ class _Training:
     def _loss(self, batch: Batch, temperature: float) -> Tensor:
         inputs, targets = tuple(_channels_last(tensor) for tensor in batch[0]), batch[1]
         recipe = self.recipe
-        if recipe.feature_nodes:
-            wanted, wanted_features = self.teacher.features(inputs, recipe.feature_nodes)
+        nodes = recipe.feature_nodes if any(batched(batch)) else ()
+        if nodes:
+            wanted, wanted_features = self.teacher.features(inputs, nodes)
             with arithmetic(recipe.precision):
-                outputs, features = outputs_and_features(self.model, inputs, recipe.feature_nodes)
+                outputs, features = outputs_and_features(self.model, inputs, nodes)
         else:
             wanted, wanted_features, features = self.teacher(inputs), {}, {}
             with arithmetic(recipe.precision):

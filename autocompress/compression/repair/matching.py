@@ -26,8 +26,10 @@ def soft_targets(outputs: Tensor, wanted: Tensor, temperature: float = 1.0) -> T
 
 
 def squared_error(outputs: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean squared error relative to the wanted outputs' variance; the temperature has no meaning here."""
-    variance = (wanted.float() - wanted.float().mean(0)).square().mean()
+    """Mean squared error relative to the wanted outputs' variance over samples (of a single one: over its values); the
+    temperature has no meaning here."""
+    centre = wanted.float().mean(0) if wanted.dim() and len(wanted) > 1 else wanted.float().mean()
+    variance = (wanted.float() - centre).square().mean()
     return (outputs.float() - wanted.float()).square().mean() / variance.clamp_min(torch.finfo(torch.float32).tiny)
 
 
@@ -49,13 +51,16 @@ def matching_for(targets: Any) -> Matching:
 def mismatch(outputs: Outputs, wanted: Outputs, targets: Any, temperature: float = 1.0) -> Tensor:
     """How far a model's outputs are from the wanted ones, 0 where they agree.
 
-    A single floating tensor is matched as `matching_for` says. Of several outputs the floating ones count, all alike:
-    those that targets label are matched as class distributions, all others (hidden states, boxes, scores that nobody
-    labelled) by the squared error relative to their variance, so that neither width nor scale gives one more say.
+    A single floating tensor is matched as `matching_for` says, as values where it has no axis of classes. Of several
+    outputs the floating ones count, all alike: those that targets label are matched as class distributions, all others
+    (hidden states, boxes, scores that nobody labelled) by the squared error relative to their variance, so that neither
+    width nor scale gives one more say.
     """
     ours, theirs = sole(outputs), sole(wanted)
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        return matching_for(targets)(classes_first(ours, targets), classes_first(theirs, targets), temperature)
+        ours, theirs = classes_first(ours, targets), classes_first(theirs, targets)
+        matching = matching_for(targets) if ours.dim() > 1 else squared_error
+        return matching(ours, theirs, temperature)
     found, reference = as_flat(outputs), as_flat(wanted)
     parts = [_part(found[i], reference[i], about, temperature) for i, about in paired(wanted, targets)]
     if not parts:
