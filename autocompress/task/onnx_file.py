@@ -91,7 +91,7 @@ def model_of(path: Path, example_inputs: Any) -> fx.GraphModule:
         except _Refused as error:
             failures.append(str(error))
     raise TaskError(
-        f"can't take {path} as a model: {failures[0]}; give it as a torch.nn.Module, or export it otherwise"
+        f"can't take {path} as a model: {failures[-1]}; give it as a torch.nn.Module, or export it otherwise"
     )
 
 
@@ -179,7 +179,10 @@ class _Freedom:
 
 
 def _freedoms(program: Program, examples: Flat) -> list[_Freedom]:
-    """From all that the file leaves free to the sizes of the examples; of a batch of one that it fixes at last."""
+    """From all that the file leaves free to its batch alone; first of all a batch of one that it fixes.
+
+    Free axes without a name may be the batch too where they are as long (a state of (layers, batch, width)).
+    """
     free = {
         (i, axis): entry for i, entry in enumerate(program.inputs) for axis, n in enumerate(entry.shape) if n is None
     }
@@ -191,7 +194,16 @@ def _freedoms(program: Program, examples: Flat) -> list[_Freedom]:
 
     every = {key: name(*key, entry) for key, entry in free.items()}
     batch = {key: found for key, found in every.items() if found == BATCH}
-    choices = [_Freedom(every, examples), _Freedom(batch, examples)]
+    samples = {examples[i].shape[axis] for i, axis in batch}
+    alike = {
+        key: BATCH
+        for key, entry in free.items()
+        if not entry.axes[key[1]] and examples[key[0]].shape[key[1]] in samples
+    }
+    choices = [
+        _Freedom(every, examples), _Freedom({**every, **alike}, examples),
+        _Freedom({**batch, **alike}, examples), _Freedom(batch, examples),
+    ]  # fmt: skip
     if not batch and all(entry.shape[:1] == (1,) for entry in program.inputs):
         choices = [_Freedom({**every, **{(i, 0): BATCH for i in range(len(examples))}}, examples, True), *choices]
     return [choice for i, choice in enumerate(choices) if all(choice.axes != other.axes for other in choices[:i])]

@@ -86,7 +86,8 @@ def _biases(model: fx.GraphModule, node: fx.Node) -> None:
         return
     layer.bias = _shaped(constant, [constant.numel()])
     name = next(str(n.target) for n in node.all_input_nodes if n.op == "get_attr")
-    if name.endswith(".bias") and not list(model.get_submodule(name.removesuffix(".bias")).children()):
+    own = name.removesuffix(".bias").rstrip("_") == str(layer_node.target)
+    if name.endswith(".bias") and not own and not list(model.get_submodule(name.removesuffix(".bias")).children()):
         model.add_submodule(name.removesuffix(".bias"), layer)
         layer_node.target = name.removesuffix(".bias")
     _replace(node, layer_node)

@@ -213,6 +213,8 @@ class Writer:
 
     def _call(self, call: Call, source: Source | None) -> Sequence[Value]:
         args = _mapped(call.args, self._resolved(source), (Call, Sizes))
+        if call.target is torch.clone:
+            return list(args)
         results: list[Any] = [
             call.target(*_mapped(args, _of(i), (Operand, Size)), **call.kwargs) for i in range(_count(args))
         ]
@@ -303,7 +305,7 @@ def _free_name(root: nn.Module, name: str) -> str:
         if not hasattr(found, part):
             return name
         found = getattr(found, part)
-        if not isinstance(found, nn.Module):
+        if type(found) is not nn.Module:
             return _free_name(root, ".".join([*parts[:i], f"{part}_", *parts[i + 1 :]]))
     leaf, count = parts[-1], 2
     while hasattr(found, leaf):

@@ -136,6 +136,16 @@ def test_a_branch_is_the_one_that_example_inputs_select(rate: int, branch: str, 
     assert note == f"If (node choice) always takes the branch that example_inputs select ({branch})"
 
 
+def test_a_state_whose_batch_has_no_name_is_followed(tmp_path: Path) -> None:
+    """(batch, width) beside (layers, batch, width), all free axes unnamed."""
+    nodes = [make("ReduceSum", ["state", "zero"], ["sum"], keepdims=0), make("Add", ["x", "sum"], ["y"])]
+    inputs = {"x": [None, 6], "state": [2, None, 6]}
+    path = write(tmp_path / "net.onnx", nodes, inputs, ["y"], {"zero": np.array([0])})
+    x, state = torch.from_numpy(floats(2, 6)), torch.from_numpy(floats(2, 2, 6))
+    model = model_of(path, (x, state))
+    close(model(x[:1], state[:, :1]), on_runtime(path, x[:1], state[:, :1])[0])
+
+
 def test_a_file_of_8_bit_tensors_is_taken_with_the_floats_behind_them(tmp_path: Path) -> None:
     x = torch.from_numpy(floats(2, 3, 8, 8)).abs() * 0.5
     model = model_of(write_net(tmp_path / "net.onnx", int8=True), x)

@@ -128,7 +128,8 @@ def _extreme(of_two: Callable[..., Any], bound: str) -> Translate:
             return _folded(of_two, *operands)
         for x, number in (operands, operands[::-1]):
             if x.dtype.is_floating_point and (found := _plain(number, x)) is not None:
-                return Call(torch.clamp, (x,), {bound: found})
+                nothing = found == (-math.inf if bound == "min" else math.inf)
+                return Call(torch.clone, (x,)) if nothing else Call(torch.clamp, (x,), {bound: found})
         return Call(of_two, operands)
 
     return translate

@@ -23,7 +23,7 @@ from autocompress.translation.values import (
     scalar,
 )
 
-WHOLE = 2**31
+WHOLE = 10**9
 """Ends of slices from here on mean 'to the end'."""
 
 
@@ -109,6 +109,13 @@ def _reshape(a: Attributes, x: Value, shape: Value | None = None) -> Call:
     return Call(torch.reshape, (x, sizes))
 
 
+def _same(a: Number, b: Number) -> bool:
+    """Whether they are equal for every example."""
+    if isinstance(a, Size) and isinstance(b, Size):
+        return a.values == b.values
+    return not isinstance(a, Size) and not isinstance(b, Size) and bool(a == b)
+
+
 def _is(number: Number, value: int) -> bool:
     return not isinstance(number, Size) and bool(number == value)
 
@@ -165,7 +172,8 @@ def _slice(a: Attributes, x: Value, *bounds: Value | None) -> Call:
         index[axis] = _along(x.size(axis), first, last, stride)
         if stride < 0:
             flipped.append(axis % x.rank)
-    return Call(sliced, (x, tuple(index), flipped))
+    nothing = not flipped and all(entry == slice(None) for entry in index)
+    return Call(torch.clone, (x,)) if nothing else Call(sliced, (x, tuple(index), flipped))
 
 
 def _along(size: Number, first: Number, last: Number, stride: int) -> slice:
@@ -174,13 +182,18 @@ def _along(size: Number, first: Number, last: Number, stride: int) -> slice:
         positions = range(size)[first:last:stride]
         if stride < 0:
             positions = range(size)[size - 1 - positions.start : size - positions.stop - 1 : -stride]
-        return slice(positions.start, positions.stop, positions.step)
+        whole = positions == range(size)
+        return slice(None) if whole else slice(positions.start, positions.stop, positions.step)
     if stride < 0:
-        if not isinstance(last, int) or last > -WHOLE or first not in (-1, WHOLE - 1, 2**63 - 1):
+        if not isinstance(last, int) or last > -WHOLE or not (first == -1 or _beyond(first)):
             raise Unsupported("backwards within an axis of free size")
         return slice(None, None, -stride)
     start = None if _is(first, 0) else first
-    return slice(start, None if isinstance(last, int) and last >= WHOLE - 1 else last, stride)
+    return slice(start, None if _beyond(last) else last, None if stride == 1 else stride)
+
+
+def _beyond(end: Number) -> bool:
+    return isinstance(end, int) and end >= WHOLE
 
 
 def _gather(a: Attributes, x: Value, indices: Value) -> Call:
@@ -232,7 +245,7 @@ def broadcast(sizes: Sequence[Number], wanted: Sequence[Number]) -> list[Number]
 
 def _expand(a: Attributes, x: Value, shape: Value) -> Call:
     wanted = broadcast(x.shape, shape.entries())
-    if wanted == x.shape and not any(isinstance(n, Size) for n in wanted):
+    if len(wanted) == x.rank and all(_same(a, b) for a, b in zip(wanted, x.shape, strict=True)):
         return Call(torch.clone, (x,))
     return Call(torch.broadcast_to, (x, wanted))
 

@@ -120,6 +120,8 @@ def _concat(a: Attributes, *parts: Value) -> Value:
 
 def _cast(a: Attributes, x: Value) -> Value:
     dtype = DTYPES[a["to"]]
+    if dtype.is_floating_point == x.dtype.is_floating_point:
+        return simplified(_array(x), dtype)
     changes: dict[bool, Callable[..., Any]] = {True: torch.sym_float, False: _to_int}
     return simplified(_mapped(changes[dtype.is_floating_point], _array(x)), dtype)
 
