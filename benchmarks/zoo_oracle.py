@@ -122,6 +122,8 @@ def _fold_parametrizations(model: nn.Module) -> None:
     """Weight and spectral norm become the weights that they make, by torch's own hand."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
+            own = type(module)  # made by torch for the original; removal takes attributes off it
+            module.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
             for name in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, name)
 
