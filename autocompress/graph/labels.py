@@ -46,7 +46,8 @@ class Axis:
 
 @dataclass(slots=True)
 class Labels:
-    """The outcome: classes per element of every node's output, parameter axes, and why classes are frozen.
+    """The outcome: classes per element of every node's output (of several the first), parameter axes, and why classes
+    are frozen.
 
     `nodes[name]` holds class ids (-1: none) with the shape of the node's output for one sample; axes along which
     nothing varies may have size 1.
@@ -64,7 +65,8 @@ def label(model: GraphModule) -> Labels:
     ledger = Ledger()
     flow = _Flow(model, ledger)
     flow.run(*[node for node in model.graph.nodes if node.op == "placeholder"])
-    values = {name: v for name, v in flow.values.items() if isinstance(v, Tensor)}
+    firsts = {name: v[0] if isinstance(v, (tuple, list)) and v else v for name, v in flow.values.items()}
+    values = {name: v for name, v in firsts.items() if isinstance(v, Tensor)}
     classes = _align(ledger, values)
     frozen: dict[int, str] = {}
     for labels, reason in ledger.freezes:

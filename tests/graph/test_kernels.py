@@ -40,6 +40,18 @@ class Net(nn.Module):
         return self.run(self, *inputs)
 
 
+class LastStates(nn.Module):
+    """The states after the last step, of both directions; the output of every step is not read."""
+
+    def __init__(self, cells: nn.RNNBase) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, last = self.cells(x)
+        return torch.cat([last[-2], last[-1]], 1)
+
+
 class Recurrent(nn.Module):
     """The states after every step."""
 
@@ -144,6 +156,9 @@ NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
     ),
     "LSTM, both ways, 3 layers": (
         nn.Sequential(Recurrent(nn.LSTM(6, 8, 3, batch_first=True, bidirectional=True)), nn.Linear(16, 3)), (STEPS,),
+    ),
+    "GRU, last states": (
+        nn.Sequential(LastStates(nn.GRU(6, 8, 2, batch_first=True, bidirectional=True)), nn.Linear(16, 3)), (STEPS,),
     ),
     "LSTM with a projection": (
         nn.Sequential(Recurrent(nn.LSTM(6, 8, 2, batch_first=True, proj_size=5)), nn.Linear(5, 3)), (STEPS,),
@@ -292,7 +307,9 @@ def test_parts_of_a_split_that_are_cut_together_are_priced_as_half_of_it_each() 
     assert (widths["split"], widths["concat"], widths["conv"]) == ([(6, 6)], [(6, 6)], [(3, 6), (6, 4)])
 
 
-@pytest.mark.parametrize("name", ["by hand", "sdpa", "encoder layer", "parts of a split", "LSTM", "adjacency"])
+@pytest.mark.parametrize(
+    "name", ["by hand", "sdpa", "encoder layer", "parts of a split", "LSTM", "GRU, last states", "adjacency"]
+)
 def test_products_are_priced_as_they_are_built(name: str) -> None:
     model, inputs = NETS[name]
     check_prices(trace(model.eval(), inputs))
