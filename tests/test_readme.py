@@ -12,6 +12,7 @@ from autocompress.cli import app as cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 TEST_COMMAND = ".venv/bin/python -m pytest"
 
@@ -62,6 +63,14 @@ def test_the_readme_s_task_can_be_inspected(tmp_path: Path) -> None:
     write(tmp_path, README)
     command = next(line for line in commands_of(README) if line.startswith("autocompress inspect"))
     assert "Where the time goes" in autocompress(command, tmp_path, timeout=120)
+
+
+def test_the_onnx_file_of_the_models_page_can_be_inspected(tmp_path: Path) -> None:
+    write(tmp_path, MODELS)
+    script, command, search = commands_of(MODELS)
+    subprocess.run([sys.executable, *script.split()[1:]], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    assert "Where the time goes" in autocompress(command, tmp_path, timeout=120)
+    assert search.startswith("autocompress search onnx_task.py")
 
 
 def test_the_method_shown_is_the_method_there_is() -> None:

@@ -106,7 +106,7 @@ def inspection_view(found: "Inspection") -> Group:
         "group", "made by", "read by", "left alone because", "channels", title="Channels that are cut together",
         rows=[_group_cells(row) for row in found.groups], left=4,
     )  # fmt: skip
-    parts: list[RenderableType] = [Text(head), kernels, groups]
+    parts: list[RenderableType] = [Text("\n".join([head, *found.notes])), kernels, groups]
     if found.frozen_layers:
         frozen = table("layer", "reason", rows=found.frozen_layers.items(), title="Layers left alone", left=2)
         parts.append(frozen)

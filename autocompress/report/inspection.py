@@ -9,6 +9,7 @@ from autocompress.graph import Graph
 from autocompress.profiles import Profile
 from autocompress.search.paying import paying_space
 from autocompress.search.space import Slowing
+from autocompress.task.onnx_file import notes_of
 from autocompress.task.task import Task
 from autocompress.vocabulary.workload import Kernel, Latency, Workload
 
@@ -53,6 +54,8 @@ class Inspection:
     latency: Latency | None
     profile: str | None
     slowing: tuple[Slowing, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a model that came from a file does otherwise than the file."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,6 +75,7 @@ def inspect_task(task: Task, profile: Profile | None = None) -> Inspection:
         profile.predict(graph.kernels) if profile else None,
         profile.name if profile else None,
         paying_space(graph, methods(), profile.capabilities, [profile]).slowing if profile else (),
+        notes_of(task.model),
     )
 
 

@@ -51,6 +51,7 @@ from autocompress.search.targets import Target, Targets
 from autocompress.task.batches import subset
 from autocompress.task.calling import flat_model
 from autocompress.task.checks import check_task
+from autocompress.task.onnx_file import notes_of
 from autocompress.task.task import Loader, Score, Task
 from autocompress.vocabulary.errors import ExportError, TaskError, VerificationError
 from autocompress.vocabulary.workload import Artifact, DType, Kernel, Kernels, Latency, distinct_weights, total_macs
@@ -74,6 +75,8 @@ class TorchEvaluator:
         require_importance(settings.importance)
         setup.tell("setup", "checking the task")
         self._calling = check_task(task)
+        for note in notes_of(task.model):
+            setup.tell("setup", note)
         setup.tell("setup", "tracing the model and proving its channel groups")
         self.graph = trace_task(task, self._calling)
         setup.tell("setup", "collecting statistics on calibration data")

@@ -67,6 +67,12 @@ def original_of(model: nn.Module) -> Original | None:
     return found if found is not None and digest(model) == found.weights else None
 
 
+def notes_of(model: nn.Module) -> tuple[str, ...]:
+    """What a user should know of a module that came from a file."""
+    found = getattr(model, "meta", {}).get(ORIGINAL) if isinstance(model, fx.GraphModule) else None
+    return found.notes if found is not None else ()
+
+
 def digest(model: nn.Module) -> str:
     total = hashlib.sha256()
     for name, tensor in model.state_dict().items():
