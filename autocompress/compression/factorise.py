@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn import functional as F
 
-from autocompress.compression.matrices import TINY, ridge_of, ridged, row_scale, shift_outputs
+from autocompress.compression.matrices import TINY, require_finite, ridge_of, ridged, row_scale, shift_outputs, solvable
 
 
 def ranks(kind: str, rank: int, inputs: int, outputs: int, window: Sequence[int]) -> tuple[int, ...]:
@@ -31,7 +32,7 @@ def factorise(model: GraphModule, layer: str, kind: str, rank: int, gram: Tensor
 
     `gram` are the second moments of its inputs (Statistics.gram), None for plain factorisation of the weight. The mean
     of what is lost goes into the last part's bias or the batch norm behind it. model.meta["factorised"] names the
-    parts.
+    parts. Raises BuildError where the numbers are too large for that.
     """
     module: Any = model.get_submodule(layer)
     inputs = _Inputs(module, gram)
@@ -39,8 +40,11 @@ def factorise(model: GraphModule, layer: str, kind: str, rank: int, gram: Tensor
     scale = row_scale(model, layer)
     scaled = _scaled(weight, scale, 1)
     between = ranks(kind, rank, weight.shape[1], weight.shape[0], weight.shape[2:])
-    factors = [*_FACTORS[kind](scaled, inputs, *between)]
+    place = f"{layer} as {kind} of rank {rank}"
+    with solvable(place):
+        factors = [*_FACTORS[kind](scaled, inputs, *between)]
     factors[-1] = _scaled(factors[-1], scale, -1)
+    require_finite(place, factors)
     lost = (weight - _PRODUCTS[kind](*factors)).flatten(1) @ inputs.mean
     names = _replace(model, layer, _modules(module, kind, _balanced(factors)))
     shift_outputs(model, names[-1], lost)
@@ -127,7 +131,7 @@ def _split(matrix: Tensor, root: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _fitted(wanted: Tensor, covariance: Tensor, seen: Tensor, start: Tensor) -> Tensor:
     """Z that makes Z @ seen closest to `wanted` on the inputs, pulled towards `start`."""
     system = seen @ covariance @ seen.T
-    strength = ridge_of(system)
+    strength = ridge_of(F.pad(system, (0, 1, 0, 1)))
     system.diagonal().add_(strength)
     solution: Tensor = torch.linalg.solve(system, wanted @ covariance @ seen.T + strength * start, left=False)
     return solution
@@ -153,12 +157,14 @@ _PRODUCTS: dict[str, Callable[..., Tensor]] = {
 
 
 def _scaled(weight: Tensor, scale: Tensor | None, power: int) -> Tensor:
-    """Rows times scale**power; rows that a norm all but silences count as a thousandth of the loudest."""
+    """Rows times scale**power; rows that a norm all but silences count as a thousandth of the loudest, or alike if it
+    silences all."""
     if scale is None:
         return weight
     size = scale.double().abs()
-    floor = (size.max() * 1e-3).clamp_min(TINY)
-    return weight * size.clamp_min(float(floor)).pow(power).reshape(-1, *(1 for _ in weight.shape[1:]))
+    if not size.max() > TINY:
+        return weight
+    return weight * size.clamp_min(float(size.max() * 1e-3)).pow(power).reshape(-1, *(1 for _ in weight.shape[1:]))
 
 
 def _balanced(factors: Sequence[Tensor]) -> list[Tensor]:

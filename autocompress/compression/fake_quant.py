@@ -132,6 +132,10 @@ _QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
 }
 
 
+def is_quantizable(layer: nn.Module) -> bool:
+    return type(layer) in _QUANTIZED
+
+
 def quantize_weight(layer: nn.Module, input_scale: Tensor) -> None:
     """Turns a layer, in place, into its QuantizedLayer; `input_scale` is the step of the tensor that it reads.
 

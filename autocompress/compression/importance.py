@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from autocompress.compression.matrices import TINY, columns, folded_weight, ridged, window_of
+from autocompress.compression.matrices import NOTHING, TINY, columns, folded_weight, ridged, solvable, window_of
 from autocompress.graph.labels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from autocompress.graph.types import Group, Member
 from autocompress.task.batches import Batch, chunks
 from autocompress.task.outputs import Outputs, classes_first, paired, sole
 from autocompress.vocabulary import plugins
-from autocompress.vocabulary.errors import ConfigError, nearest
+from autocompress.vocabulary.errors import BuildError, ConfigError, nearest
 
 GateGradients = Mapping[str, Tensor]
 """Layer → [samples, input channels]: d loss / d gate of a gate of value 1 on each channel that enters the layer."""
@@ -52,7 +52,13 @@ def score_channels(name: str, model: GraphModule, group: Group, evidence: Eviden
     """Scores [channels], float64, at least 0, with mean 1 (all 1 where nothing tells the channels apart)."""
     require_importance(name)
     importance: Importance = plugins.load(plugins.IMPORTANCES, name)
-    scores = importance(model, group, evidence).double()
+    place = f"the {name} importance of {group.id}"
+    with solvable(place):
+        scores = importance(model, group, evidence).double()
+    if not scores.isfinite().all():
+        raise BuildError(
+            f"{place} is not finite for some channels; choose another importance, or leave the group whole"
+        )
     mean = scores.mean()
     return scores / mean if mean > 0 else torch.ones_like(scores)
 
@@ -113,7 +119,7 @@ class _Elimination:
         self.columns = torch.tensor([columns(positions, window) for positions in member.index])
         self.weight = F.pad(weight, (0, 1))
         power = torch.einsum("oi,ij,oj->", self.weight, gram, self.weight)
-        self.weight /= power.clamp_min(TINY).sqrt()
+        self.weight *= power.rsqrt() if power > NOTHING else 0.0
         self.inverse = torch.linalg.inv(ridged(gram))
 
     def costs(self) -> Tensor:

@@ -1,7 +1,8 @@
 """Layers as matrices: patches that the weight multiplies, columns of a channel, the norm that scales the rows."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from autocompress.graph.labels import BATCH_NORMS, TRANSPOSED
 from autocompress.graph.types import Graph
+from autocompress.vocabulary.errors import BuildError
 
 RIDGE = 1e-3
 """Of the mean squared input, added to every Gram matrix that is inverted; between 1e-5 and 1e-1 it hardly matters."""
@@ -19,6 +21,9 @@ POSITIONS_PER_COLUMN = 24
 """Positions that a Gram matrix is summed over, per column: 50 images were seen to do nearly as well as 1,000."""
 
 TINY = torch.finfo(torch.float64).tiny
+
+NOTHING = 1e-200
+"""A mean square below this is zero: its inverse, times a squared weight, would be too large for float64."""
 
 
 def input_patches(module: nn.Module, x: Tensor, chosen: Tensor | None = None) -> Tensor:
@@ -83,13 +88,32 @@ def ridged(gram: Tensor, ridge: float = RIDGE) -> Tensor:
 
 
 def ridge_of(gram: Tensor, ridge: float = RIDGE) -> Tensor:
-    return ridge * gram.diagonal()[:-1].mean().clamp_min(TINY)
+    """1 where the inputs are nothing but zeros: any weights do there, and whole numbers are safe to divide by."""
+    power = gram.diagonal()[:-1].mean()
+    return torch.where(power > NOTHING, ridge * power, 1.0)
 
 
 def second_moments(rows: Tensor) -> Tensor:
     """rows.T @ rows with a constant 1 appended to every row: multiplied in the rows' precision, float64."""
     rows = F.pad(rows, (0, 1), value=1.0)
     return (rows.T @ rows).double()
+
+
+@contextmanager
+def solvable(place: str) -> Iterator[None]:
+    """An equation without a solution, of numbers too large or not finite, is a plan's failure, not the search's."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise BuildError(f"{place} can't be solved for ({str(error).splitlines()[0]}): {_ADVICE}") from error
+
+
+def require_finite(place: str, tensors: Iterable[Tensor]) -> None:
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise BuildError(f"{place} gets weights that are not finite: {_ADVICE}")
+
+
+_ADVICE = "its weights or inputs are too large or too far apart in size; leave the layer as it is"
 
 
 def solve(gram: Tensor, wanted: Tensor, start: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:

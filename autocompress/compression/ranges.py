@@ -28,7 +28,7 @@ class Observation:
 
     def add(self, value: Tensor) -> None:
         low, high = value.aminmax()
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        self.low, self.high = float(low.minimum(torch.tensor(self.low))), float(high.maximum(torch.tensor(self.high)))
         flat = value.reshape(-1)
         step = max(1, flat.numel() // _SAMPLES_PER_BATCH) | 1
         self.samples.append(flat[::step].float())

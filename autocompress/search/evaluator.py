@@ -9,6 +9,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -53,7 +54,7 @@ from autocompress.task.calling import flat_model
 from autocompress.task.checks import check_task
 from autocompress.task.onnx_file import notes_of
 from autocompress.task.task import Loader, Score, Task
-from autocompress.vocabulary.errors import ExportError, TaskError, VerificationError
+from autocompress.vocabulary.errors import BuildError, ExportError, TaskError, VerificationError
 from autocompress.vocabulary.workload import Artifact, DType, Kernel, Kernels, Latency, distinct_weights, total_macs
 
 ORIGINAL = "original.onnx"
@@ -169,7 +170,9 @@ class TorchEvaluator:
     def export(self, plan: Plan, weights: Path | None, path: Path) -> Artifact:
         model = self._final(plan, weights)
         artifact = to_onnx(model, path, plan.key)
-        self._outputs[artifact.sha256] = model_rows(model, self._checked)
+        outputs = self._outputs[artifact.sha256] = model_rows(model, self._checked)
+        if not np.isfinite(outputs.values).all():
+            raise BuildError(f"plan {plan.key} makes outputs that are not finite of the first validation samples")
         self._rounding[artifact.sha256] = rounding_effect(model, self._checked)
         return artifact
 

@@ -20,7 +20,7 @@ from autocompress.search.evaluator import TorchEvaluator
 from autocompress.search.loop import search
 from autocompress.search.profiling import onboard_task, profile_task
 from autocompress.task.task import Score, Task
-from autocompress.vocabulary.errors import ConfigError, ExportError, RunError, TaskError, VerificationError
+from autocompress.vocabulary.errors import BuildError, ConfigError, ExportError, RunError, TaskError, VerificationError
 from autocompress.vocabulary.workload import DType
 from tests.zoo import OptionAResNet, make
 
@@ -203,9 +203,10 @@ def test_outputs_that_are_no_numbers_fail_the_candidate_alone(evaluator, plans, 
     state = evaluator._structured(plans["cut"], None).state_dict()
     broken = {name: torch.full_like(t, math.nan) if t.is_floating_point() else t for name, t in state.items()}
     save_file(broken, tmp_path / "w.safetensors")
-    path = evaluator.export(plans["cut"], tmp_path / "w.safetensors", tmp_path / "m.onnx").path
+    with pytest.raises(BuildError, match="outputs that are not finite"):
+        evaluator.export(plans["cut"], tmp_path / "w.safetensors", tmp_path / "m.onnx")
     with pytest.raises(ExportError, match="has no score"):
-        evaluator.score(path, None)
+        evaluator.score(tmp_path / "m.onnx", None)
 
 
 def test_mistakes_in_settings_and_task_are_told(tmp_path):

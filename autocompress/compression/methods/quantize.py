@@ -1,6 +1,7 @@
 """Quantisation per layer: fp32 or int8 (uint8 activations, int8 weights per channel)."""
 
 import copy
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from autocompress.compression.fake_quant import FakeQuantize, quantize_weight
+from autocompress.compression.fake_quant import FakeQuantize, is_quantizable, quantize_weight
 from autocompress.compression.methods.configs import Quantize
-from autocompress.compression.ranges import choose, observe
+from autocompress.compression.ranges import Observation, choose, observe
 from autocompress.graph.calls import calls
 from autocompress.graph.kernels import Fused, fuse
 from autocompress.graph.types import Graph
+from autocompress.vocabulary.errors import BuildError
 from autocompress.vocabulary.precision import SCALE_KEEPING, absorbs_activation, is_fixed, quantised_tensors, resolve
 from autocompress.vocabulary.workload import WEIGHTED_OPS, Capabilities, DType, Kernel, Kernels
 
@@ -77,7 +79,7 @@ def insert_fake_quant(
     rounding: dict[Node, FakeQuantize] = {}
     for point in points:
         if point.keeps is None:
-            rounding[point.node] = _grid(point.node, *choose(observed[point.node], ranges))
+            rounding[point.node] = _grid(point.node, *_range(point.node, observed[point.node], ranges))
         else:
             rounding[point.node] = copy.deepcopy(rounding[point.keeps])
         _insert(model, point, rounding[point.node])
@@ -134,6 +136,15 @@ def _is_tensor(node: Node) -> bool:
     return node.target is operator.getitem or not (sized or calls(node, torch.ops.aten.sym_size.int))
 
 
+def _range(node: Node, observation: Observation, method: str) -> tuple[float, float]:
+    low, high = observation.low, observation.high
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise BuildError(
+            f"{node.name} takes values from {low} to {high} on calibration data: no 8-bit range holds them"
+        )
+    return choose(observation, method)
+
+
 def _grid(node: Node, low: float, high: float) -> FakeQuantize:
     """The grid over [low, high]; of a softmax with a step of 1 / n, as ONNX Runtime's QLinearSoftmax takes it."""
     grid = FakeQuantize.over(low, high)
@@ -157,6 +168,13 @@ def _quantize_weights(model: GraphModule, fused: Fused, resolved: Kernels) -> No
         kernel = resolved.get(fused.holder.get(node.name, ""))
         if node.op != "call_module" or kernel is None or kernel.workload.dtype is not DType.INT8:
             continue
-        layer, rounding = model.get_submodule(node.target), model.get_submodule(node.args[0].target)
-        assert isinstance(rounding, FakeQuantize), f"{node.name} is int8 but its input is not rounded"
+        layer = model.get_submodule(node.target)
+        if not is_quantizable(layer):
+            continue  # a batch norm that could not be folded, of the same kernel: it stays in float
+        source: Any = node.args[0]
+        rounding = model.get_submodule(source.target) if source.op == "call_module" else None
+        if not isinstance(rounding, FakeQuantize):
+            raise BuildError(
+                f"{node.target} shall be int8, but its input {source.name} is not: leave the layer in fp32"
+            )
         quantize_weight(layer, rounding.scale)

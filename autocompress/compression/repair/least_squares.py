@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from autocompress.compression.matrices import RIDGE, columns, kept_positions, shift_outputs, solve, window_of
+from autocompress.compression.matrices import (
+    RIDGE,
+    columns,
+    kept_positions,
+    require_finite,
+    shift_outputs,
+    solvable,
+    solve,
+    window_of,
+)
 from autocompress.compression.repair.statistics import Statistics
 from autocompress.graph.types import Graph
 
@@ -38,7 +47,9 @@ def _refit(model: GraphModule, graph: Graph, layer: str, rows: list[int], inputs
     original: Any = graph.model.get_submodule(layer)
     module: Any = model.get_submodule(layer)
     weight = original.weight.detach()[rows].flatten(1).double()
-    solved, shift = fit(weight, gram, columns(inputs, window_of(original)))
+    with solvable(layer):
+        solved, shift = fit(weight, gram, columns(inputs, window_of(original)))
+    require_finite(layer, (solved, shift))
     with torch.no_grad():
         module.weight.copy_(solved.reshape(module.weight.shape))
     shift_outputs(model, layer, shift)

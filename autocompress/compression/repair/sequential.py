@@ -15,8 +15,10 @@ from autocompress.compression.matrices import (
     input_patches,
     kept_positions,
     output_rows,
+    require_finite,
     second_moments,
     shift_outputs,
+    solvable,
     solve,
 )
 from autocompress.compression.repair.batch_norm import Moments, moments, reestimate
@@ -140,7 +142,9 @@ def _refit(model: GraphModule, flow: "_Flow", node: Node, wanted: Output, ridge:
     moments = second_moments(torch.cat([x, y], 1)) / len(x)
     inputs = [*range(x.shape[1]), moments.shape[0] - 1]
     outputs = slice(x.shape[1], -1)
-    solved, constant = solve(moments[inputs][:, inputs], moments[outputs, :][:, inputs], weight.double(), ridge)
+    with solvable(name):
+        solved, constant = solve(moments[inputs][:, inputs], moments[outputs, :][:, inputs], weight.double(), ridge)
+    require_finite(name, (solved, constant))
     with torch.no_grad():
         module.weight.copy_(solved.reshape(module.weight.shape))
     shift_outputs(model, name, constant if module.bias is None else constant - module.bias.detach())
