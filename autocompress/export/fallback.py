@@ -1,7 +1,7 @@
 """Operators without an emitter: torch's decomposition into ones that have some, or what torch.onnx makes of a module of
 that one operator; each checked against torch on values that reach it before it becomes part of the file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import onnx
@@ -53,7 +53,7 @@ def emit_with_torch(e: Emitter, node: Node) -> Any:
         raise ExportError(f"{place} takes a size that depends on an input's, which has no ONNX emitter here: {_ADVICE}")
     target: Any = e.model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
     module = _OneOperator(target, node, varying, {s: v for s, v in fixed.items() if v is not None}).eval()
-    samples = values_of(e.model, varying, [e.types[n].shapes for n in e.model.graph.nodes if n.op == "placeholder"])
+    samples = values_of(e, varying)
     kinds = [e.type(source) for source in varying]
     names = [f"input_{i}" for i in range(len(varying))]
     failures = []
@@ -142,24 +142,26 @@ _WAYS = {
 }
 
 
-def values_of(
-    model: GraphModule, nodes: Sequence[Node], shapes: Sequence[tuple[tuple[int, ...], ...]]
-) -> list[list[Tensor]]:
+def values_of(e: Emitter, nodes: Sequence[Node]) -> list[list[Tensor]]:
     """What reaches some nodes for random inputs, with one sample, two and three."""
-    placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
+    placeholders = [node for node in e.model.graph.nodes if node.op == "placeholder"]
     found = []
     for probe in range(BATCH_PROBES):
-        draw = torch.Generator().manual_seed(probe)
-        inputs = [_random(node, shape[probe], draw) for node, shape in zip(placeholders, shapes, strict=True)]
-        watched = _Watched(model, set(nodes))
+        inputs = random_inputs([e.types[node] for node in placeholders], probe)
+        watched = _Watched(e.model, set(nodes))
         with torch.no_grad():
             watched.run(*inputs)
         found.append([watched.seen[node] for node in nodes])
     return found
 
 
-def _random(node: Node, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    dtype = node.meta["val"].dtype
+def random_inputs(types: Iterable[TensorType], probe: int) -> list[Tensor]:
+    """Normal numbers; integers that are 0 or 1, as tokens and masks may be."""
+    draw = torch.Generator().manual_seed(probe)
+    return [_random(kind.shapes[probe], kind.dtype, draw) for kind in types]
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, draw: torch.Generator) -> Tensor:
     if dtype.is_floating_point:
         return torch.randn(shape, generator=draw).to(dtype)
     return torch.randint(0, 2, shape, generator=draw).to(dtype)

@@ -11,8 +11,8 @@ from autocompress.export.emitter import Emit, Emitter
 from autocompress.export.functions import FUNCTIONS
 from autocompress.export.islands import leaky_slopes
 from autocompress.export.layers import emit_layer
-from autocompress.export.types import ELEMENT_TYPES, SizeType, TensorType, axes_of, types_of
-from autocompress.export.writer import BATCH, IR_VERSION, OUTPUT
+from autocompress.export.types import BATCH, ELEMENT_TYPES, SizeType, TensorType, axes_of, inputs_of, types_of
+from autocompress.export.writer import IR_VERSION, OUTPUT
 from autocompress.task.calling import NAMES
 from autocompress.vocabulary.errors import ExportError
 
@@ -22,8 +22,11 @@ def lower(model: GraphModule, kernel_of: Mapping[str, str], otherwise: Emit) -> 
 
     `otherwise` writes what has no emitter here, or raises ExportError.
     """
-    types, constants = types_of(model)
-    placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
+    try:
+        types, constants = types_of(model)
+    except RuntimeError as error:
+        raise ExportError(f"the lifted model does not run for other numbers of samples: {error}") from error
+    placeholders, axes = inputs_of(model), axes_of(model)
     emitter, slopes = Emitter(model, types, constants), leaky_slopes(model)
     returned = results(model)
     inputs, outputs = model.meta.get(NAMES) or ([n.name for n in placeholders], output_names(len(returned)))
@@ -43,7 +46,7 @@ def lower(model: GraphModule, kernel_of: Mapping[str, str], otherwise: Emit) -> 
         called.setdefault(tensor, name)
     graph = helper.make_graph(
         emitter.nodes, "autocompress",
-        [_input_info(emitter.names[node], node, types[node]) for node in placeholders],
+        [_input_info(emitter.names[node], types[node], axes[node]) for node in placeholders],
         [_output_info(name, emitter.type(node)) for node, name in zip(returned, outputs, strict=True)],
         emitter.initializers,
     )  # fmt: skip
@@ -77,21 +80,16 @@ def _emitted(emitter: Emitter, node: Node, slope: float | None, otherwise: Emit)
     return made if slope is None else emitter.add("LeakyRelu", made, alpha=slope)
 
 
-def _input_info(name: str, node: Node, kind: TensorType) -> onnx.ValueInfoProto:
-    axes = axes_of(node) if "probes" not in node.meta else {}
-    names = {axis: _axis_name(axes.get(axis, ""), name, axis) for axis in kind.free}
-    sizes = [names.get(axis, size) for axis, size in enumerate(kind.one)]
-    return helper.make_tensor_value_info(name, ELEMENT_TYPES[kind.dtype], sizes)
-
-
-def _axis_name(given: str, source: str, axis: int) -> str:
-    return given or f"axis_{axis}_of_{source}"
+def _input_info(name: str, kind: TensorType, axes: Mapping[int, str]) -> onnx.ValueInfoProto:
+    names = {a: n for a, n in axes.items() if n != BATCH or kind.one[a] == 1}
+    return helper.make_tensor_value_info(name, ELEMENT_TYPES[kind.dtype], _named(name, kind, names))
 
 
 def _output_info(name: str, kind: TensorType) -> onnx.ValueInfoProto:
-    """An axis that is the batch itself is named so."""
-    sizes = [
-        size if axis not in kind.free else BATCH if size == 1 and kind.of_batch(axis) else f"axis_{axis}_of_{name}"
-        for axis, size in enumerate(kind.one)
-    ]
-    return helper.make_tensor_value_info(name, ELEMENT_TYPES[kind.dtype], sizes)
+    names = {axis: BATCH for axis in kind.free if kind.one[axis] == 1 and kind.of_batch(axis)}
+    return helper.make_tensor_value_info(name, ELEMENT_TYPES[kind.dtype], _named(name, kind, names))
+
+
+def _named(name: str, kind: TensorType, names: Mapping[int, str]) -> list[int | str]:
+    """Sizes, and names of the axes that are free."""
+    return [names.get(a, f"axis_{a}_of_{name}") if a in kind.free else size for a, size in enumerate(kind.one)]

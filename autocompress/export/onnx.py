@@ -18,8 +18,9 @@ from autocompress.export.checking import difference
 from autocompress.export.fallback import emit_with_torch
 from autocompress.export.lowering import lower
 from autocompress.export.torch_exporter import export_by_capture, export_by_tracing, first_line
-from autocompress.export.types import ELEMENT_TYPES, input_types, zeros_of
-from autocompress.export.writer import BATCH, OUTPUT
+from autocompress.export.types import BATCH, ELEMENT_TYPES, input_types, zeros_of
+from autocompress.export.whole import export_whole
+from autocompress.export.writer import OUTPUT
 from autocompress.graph.kernels import fuse
 from autocompress.task.calling import calling_behind, model_behind
 from autocompress.task.onnx_file import original_of
@@ -40,10 +41,12 @@ def to_onnx(model: GraphModule, path: str | Path, plan_key: str) -> Artifact:
     The file's metadata holds the plan's key, this package's version and the exact rewrites that were made. Raises
     ExportError naming the operator that can't be written, StorageError if the file can't be.
     """
-    placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
     with torch.no_grad():
-        kernel_of = fuse(model, zeros_of(input_types(placeholders).values(), 0)).holder
-        proto = lower(model, kernel_of, emit_with_torch)
+        kernel_of = fuse(model, zeros_of(input_types(model).values(), 0)).holder
+        try:
+            proto = lower(model, kernel_of, emit_with_torch)
+        except ExportError as failure:
+            proto = export_whole(model, failure)
     proto.producer_name, proto.producer_version = "autocompress", VERSION
     metadata = {"plan": plan_key, "autocompress": VERSION, "exact_rewrites": _rewrites(model)}
     return _write(proto, path, plan_key, metadata)

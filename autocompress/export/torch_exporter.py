@@ -13,7 +13,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from autocompress.export.writer import BATCH, OPSET
+from autocompress.export.types import BATCH
+from autocompress.export.writer import OPSET
 
 Axes = Sequence[Mapping[int, str]]
 """The names of the free axes of every input."""

@@ -1,7 +1,7 @@
 """What is known of every value of a lifted model: shapes under several sizes of its free axes, element types."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ ELEMENT_TYPES = {
     torch.uint8: onnx.TensorProto.UINT8,
     torch.bool: onnx.TensorProto.BOOL,
 }
+BATCH = "batch"
 BATCH_PROBES = 3
 
 
@@ -70,40 +71,67 @@ def is_size(kind: Any) -> bool:
     return isinstance(kind, SizeType)
 
 
-def axes_of(placeholder: Node) -> dict[int, str]:
-    """The free axes of an input with their names: `meta["axes"]` where the trace left it, else the axes that differ
-    between one sample (`meta["one"]`) and two, else the first one."""
-    if "axes" in placeholder.meta:
-        axes: dict[int, str] = placeholder.meta["axes"]
-        return axes
-    two, one = placeholder.meta["val"], placeholder.meta.get("one")
+def inputs_of(model: GraphModule) -> list[Node]:
+    """The nodes that stand for a model's inputs."""
+    return [node for node in model.graph.nodes if node.op == "placeholder"]
+
+
+def axes_of(model: GraphModule) -> dict[Node, dict[int, str]]:
+    """The free axes of every input with their names. Axes other than the batch that had one size when the model was
+    traced (`meta["free_axes"]`) have one name, as they may have to be equal."""
+    placeholders = inputs_of(model)
+    known = model.meta.get("free_axes", [None] * len(placeholders))
+    names: dict[int, str] = {}
+    found = {}
+    for node, axes in zip(placeholders, known, strict=True):
+        sizes = node.meta["val"].shape if "val" in node.meta else ()
+        if "axes" in node.meta:
+            found[node] = node.meta["axes"]
+        elif "probes" in node.meta:
+            found[node] = {}
+        elif axes is None:
+            found[node] = _batch_axes(node)
+        else:
+            found[node] = {a: names.setdefault(sizes[a], _length(len(names))) if a else BATCH for a in sorted(axes)}
+    return found
+
+
+def _length(count: int) -> str:
+    return f"length_{count}" if count else "length"
+
+
+def _batch_axes(node: Node) -> dict[int, str]:
+    """The axes that differ between one sample (`meta["one"]`) and what was traced, the first if that isn't known."""
+    two, one = node.meta["val"], node.meta.get("one")
     if one is None:
-        return {0: "batch"} if two.dim() else {}
-    return {axis: "batch" for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b}
+        return {0: BATCH} if two.dim() else {}
+    return {axis: BATCH for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b}
 
 
-def input_types(placeholders: list[Node]) -> dict[Node, TensorType]:
-    """Every input's shapes in every probe."""
-    if all("probes" in node.meta for node in placeholders):
+def input_types(model: GraphModule, grown: Callable[[int], int] = lambda size: size + 1) -> dict[Node, TensorType]:
+    """Every input's shapes in every probe: one, two and three samples, then each other free axis `grown`."""
+    placeholders = inputs_of(model)
+    if placeholders and all("probes" in node.meta for node in placeholders):
         return {node: node.meta["probes"] for node in placeholders}
-    others = sorted({name for node in placeholders for name in axes_of(node).values()} - {"batch"})
+    axes = axes_of(model)
+    others = sorted({name for named in axes.values() for name in named.values()} - {BATCH})
     found = {}
     for node in placeholders:
-        shapes = [_resized(node, batch=batch) for batch in range(1, BATCH_PROBES + 1)]
-        shapes += [_resized(node, batch=1, other=name) for name in others]
+        shapes = [_resized(node, axes[node], batch, "", grown) for batch in range(1, BATCH_PROBES + 1)]
+        shapes += [_resized(node, axes[node], 1, name, grown) for name in others]
         found[node] = TensorType(tuple(shapes), node.meta["val"].dtype)
     return found
 
 
-def _resized(node: Node, batch: int, other: str = "") -> tuple[int, ...]:
+def _resized(node: Node, axes: dict[int, str], batch: int, other: str, grown: Callable[[int], int]) -> tuple[int, ...]:
     """What the trace saw (`meta["val"]`) stays right, as inputs are never cut."""
-    axes, two, one = axes_of(node), node.meta["val"].shape, node.meta.get("one")
+    one = node.meta.get("one")
     shape = []
-    for axis, size in enumerate(two):
-        name = axes.get(axis)
-        if name == "batch":
-            size = batch * (1 if one is None else one.shape[axis])
-        shape.append(int(size) + (1 if name is not None and name == other else 0))
+    for axis, size in enumerate(map(int, node.meta["val"].shape)):
+        name = axes.get(axis, "")
+        if name == BATCH:
+            size = batch * (1 if one is None else int(one.shape[axis]))
+        shape.append(grown(size) if name and name == other else size)
     return tuple(shape)
 
 
@@ -139,10 +167,18 @@ def _described(value: Any) -> Any:
 def types_of(model: GraphModule) -> tuple[dict[Node, Any], dict[Node, Tensor]]:
     """The type of every node's value (a tuple where there are several), and the values that no input changes.
 
-    Three samples are run only where sizes are computed from sizes: (n + 1) // 2 is the same for one and two.
+    A length is made one longer, or doubled where the model can't run on that. Three samples are run only where sizes
+    are computed from sizes: (n + 1) // 2 is the same for one and two.
     """
-    placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
-    inputs = input_types(placeholders)
+    try:
+        return _types_of(model, input_types(model))
+    except RuntimeError:
+        if all(set(axes.values()) <= {BATCH} for axes in axes_of(model).values()):
+            raise
+        return _types_of(model, input_types(model, lambda size: 2 * size))
+
+
+def _types_of(model: GraphModule, inputs: dict[Node, TensorType]) -> tuple[dict[Node, Any], dict[Node, Tensor]]:
     probes = len(next(iter(inputs.values())).shapes) if inputs else BATCH_PROBES
     untouched, computed = _untouched(model, set()), _computes_sizes(model)
     runs: list[_Typist | None] = []

@@ -8,10 +8,11 @@ import onnx
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from autocompress.export.types import BATCH
+
 OPSET = 17
 """The newest that every ONNX Runtime fusion wanted here recognises (GELU, layer norm and QDQ patterns)."""
 IR_VERSION = 8
-BATCH = "batch"
 OUTPUT = "output"
 
 
@@ -29,16 +30,18 @@ class Writer:
         """Tensors that are made once for whatever needs them: constants by content, sizes by what they measure."""
         self._used: set[str] = set()
         self._node_names: set[str] = {BATCH}
+        self._outputs: set[str] = set()
 
     def reserve(self, *outputs: str) -> None:
         """Keeps the names of the graph's outputs free of other tensors and nodes."""
+        self._outputs.update(outputs)
         self._used.update(outputs)
         self._node_names.update(outputs)
 
     def name_output(self, tensor: str, output: str) -> None:
         """Renames a tensor that the model returns to `output`; an input, a constant or another output is copied."""
         made = any(tensor in node.output for node in self.nodes)
-        if not made or tensor in self._node_names:
+        if not made or tensor in self._outputs:
             self.nodes.append(helper.make_node("Identity", (tensor,), (output,), output))
             return
         for node in self.nodes:

@@ -40,6 +40,9 @@ def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], free: Sequence[dict[i
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its tree utilities
         program = torch.export.export(model.eval(), inputs, dynamic_shapes=(shapes,)).run_decompositions({})
         graph: Any = program.module(check_guards=False)
+    for name, axes in zip(program.graph_signature.user_inputs, free, strict=True):
+        traced = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
+        assert not any(isinstance(traced[a], int) or traced[a].node.maybe_as_int() for a in axes), f"{name} is fixed"
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     for node, value, axes in zip(placeholders, inputs, free, strict=True):
         node.meta["val"] = torch.empty_like(value, device="meta")
@@ -56,6 +59,18 @@ def refuse(_: Any, node: Node) -> Any:
     raise ExportError(f"{node.target} has no emitter")
 
 
+def run(proto: onnx.ModelProto, *inputs: Tensor) -> list[np.ndarray]:
+    """What ONNX Runtime makes of a model, on one thread."""
+    names = [i.name for i in proto.graph.input]
+    return session(proto).run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})  # type: ignore
+
+
+def session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
 class Written:
     """A model of functions as a file."""
 
@@ -64,11 +79,7 @@ class Written:
         with torch.no_grad():
             self.proto = lower(graph_of(model, inputs, free or [{0: "batch"}] * len(inputs)), {}, refuse)
         onnx.checker.check_model(self.proto, full_check=True)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        self.session = onnxruntime.InferenceSession(
-            self.proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = session(self.proto)
 
     def run(self, *inputs: Tensor) -> list[np.ndarray]:
         names = [i.name for i in self.proto.graph.input]
@@ -93,6 +104,6 @@ def assert_same(found: np.ndarray, expected: Tensor, tolerance: float = TOLERANC
     np.testing.assert_allclose(found[finite], wanted[finite], rtol=0, atol=tolerance * largest)
 
 
-def batch_of(inputs: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
-    """The first rows, as many times as it takes."""
-    return tuple(torch.cat([x] * count)[:count] for x in inputs)
+def batch_of(inputs: Sequence[Tensor], count: int, axis: int = 0) -> tuple[Tensor, ...]:
+    """The first samples, as many times as it takes."""
+    return tuple(torch.cat([x] * count, axis).narrow(axis, 0, count) for x in inputs)

@@ -187,6 +187,12 @@ def _atan2(e: Emitter, node: Node) -> str:
     return e.add("Where", still, zero, turned)
 
 
+def _hypotenuse(e: Emitter, node: Node) -> str:
+    a = arguments(node)
+    squares = [e.add("Mul", x, x) for x in (e.cast_to(a[name], e.dtype(node)) for name in ("self", "other"))]
+    return e.add("Sqrt", e.add("Add", *squares))
+
+
 def _clip(low: str | float | None, high: str | float | None) -> Emit:
     """Clip between bounds that are numbers, tensors, or the names of arguments that hold them."""
 
@@ -286,6 +292,7 @@ ARITHMETIC: dict[Any, Emit] = {
     aten.erfc.default: _erfc,
     aten.special_erfc.default: _erfc,
     aten.atan2.default: _atan2,
+    aten.hypot.default: _hypotenuse,
     aten.relu6.default: _clip(0.0, 6.0),
     aten.hardtanh.default: _clip("min_val", "max_val"),
     aten.clamp.default: _clip("min", "max"),
