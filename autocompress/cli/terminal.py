@@ -98,9 +98,10 @@ def inspection_view(found: "Inspection") -> Group:
     head = f"model {found.fingerprint}: {found.parameters:,} parameters, {found.macs:,} MACs"
     if found.latency:
         head += f", {milliseconds(found.latency)} ms on {found.profile}"
+    noted = any(row.note for row in found.kernels)
     kernels = table(
-        "kernel", "operation", "shape", "fused", "MACs", "weights", "time us", "share", title="Where the time goes",
-        rows=[_kernel_cells(row) for row in found.kernels], left=4,
+        "kernel", "operation", "shape", "fused", *(["note"] if noted else []), "MACs", "weights", "time us", "share",
+        title="Where the time goes", rows=[_kernel_cells(row, noted) for row in found.kernels], left=4 + noted,
     )  # fmt: skip
     groups = table(
         "group", "made by", "read by", "left alone because", "channels", title="Channels that are cut together",
@@ -123,10 +124,11 @@ def _slowing_table(found: "Inspection") -> RenderableType:
     return table("decision", "option", "time", rows=rows, title=title, left=2)
 
 
-def _kernel_cells(row: Any) -> tuple[str, ...]:
+def _kernel_cells(row: Any, noted: bool) -> tuple[str, ...]:
     time = "-" if row.seconds is None else f"{row.seconds * 1e6:.1f}"
     share = "-" if row.share is None else f"{row.share:.1%}"
-    return row.name, row.op, row.shape, row.fused, f"{row.macs:,}", f"{row.weights:,}", time, share
+    what = (row.name, row.op, row.shape, row.fused, *([row.note] if noted else []))
+    return *what, f"{row.macs:,}", f"{row.weights:,}", time, share
 
 
 def _group_cells(row: Any) -> tuple[str, ...]:

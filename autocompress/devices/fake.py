@@ -10,7 +10,9 @@ from autocompress.devices.base import Array, Availability, Device, NodeTime, Res
 from autocompress.devices.ort import OrtDevice
 from autocompress.devices.roofline import Rates, read_rates, roofline
 from autocompress.vocabulary.errors import DeviceError, ProfileError
-from autocompress.vocabulary.workload import Capabilities, DType, Workload
+from autocompress.vocabulary.workload import GATES, Capabilities, DType, Workload
+
+Shape = tuple[int, ...]
 
 _WEIGHTED = {"Conv": "conv", "ConvTranspose": "conv_transpose", "Gemm": "linear", "MatMul": "linear"}
 _CONVERSIONS = {"QuantizeLinear": "quantize", "DequantizeLinear": "dequantize"}
@@ -164,6 +166,8 @@ class _Reader:
         source, result = (self._shapes.get(tensor, (1, 1)) for tensor in (node.input[0], node.output[0]))
         op = {**_WEIGHTED, **_CONVERSIONS}.get(node.op_type, node.op_type.lower())
         dtype = DType.INT8 if self._is_int8(node) or node.op_type in _CONVERSIONS else DType.FP32
+        if op in ("linear", *GATES):
+            return self._product(node, op, source, result, dtype)
         channels = source[1] if len(source) > 1 else 1, result[1] if len(result) > 1 else 1
         if op not in ("conv", "conv_transpose"):
             return Workload(op, channels[0], channels[1], source[2:], result[2:], dtype=dtype)
@@ -173,6 +177,23 @@ class _Reader:
         stride = tuple(settings["strides"].ints) if "strides" in settings else (1,) * len(source[2:])
         return Workload(op, *channels, source[2:], result[2:], weight[2:], stride, groups, dtype)
 
+    def _product(self, node: Any, op: str, source: Shape, result: Shape, dtype: DType) -> Workload:
+        """A product by a constant (channels last), of two activations (heads first), or a recurrent layer of one."""
+        if op in GATES:
+            directions = self._shapes[node.input[1]][0]
+            steps = (source[0],)
+            return Workload(op, source[-1], directions * result[-1], steps, steps, (1, directions), dtype=dtype)
+        if self._is_constant(node.input[1]):
+            return Workload(op, source[-1], result[-1], source[1:-1], result[1:-1], dtype=dtype)
+        (read, size), (made, out_size) = map(_heads_first, (source, result))
+        return Workload("matmul", read, made, size, out_size, dtype=dtype)
+
     def _weight(self, tensor: str) -> str:
         maker = self._maker.get(tensor)
         return tensor if maker is None else maker.input[0]
+
+
+def _heads_first(shape: Shape) -> tuple[int, Shape]:
+    """(channels, positions) of an operand at batch size 1, as Workload has them of a matmul."""
+    rest = shape[1:] if shape[:1] == (1,) and len(shape) > 1 else shape
+    return (rest[0], rest[1:]) if len(rest) > 2 else (rest[-1], rest[:-1])

@@ -76,7 +76,7 @@ class KernelTimes:
         times, samples = np.array([measured[site] for site in known], dtype=np.float64).T
         self._floor = FLOOR * float(np.median(times))
         self._terms = _TermsByClass(known, times + self._floor)
-        self._terms_of_any = _TermsOfAny(known, times + self._floor)
+        self._terms_of_any = _TermsOfAny(known, times + self._floor, self._floor)
         self._places = self.coordinates(known)
         noise = (NOISE**2 + (FLOOR * self._floor / (times + self._floor)) ** 2) / samples
         covariance = self._covariance(self._places) + np.diag(noise)
@@ -134,10 +134,13 @@ class _TermsByClass:
 
 class _TermsOfAny:
     """The same for whatever was not measured: the physical terms of all that was, as far as it multiplies (or doesn't)
-    and is in the same number format."""
+    and is in the same number format. What took no longer than the floor was fused away, and says nothing of what runs.
+    """
 
-    def __init__(self, known: Sequence[Site], times: Floats) -> None:
-        self._known, self._times, self._rows = known, times, _physical(known)
+    def __init__(self, known: Sequence[Site], times: Floats, floor: float) -> None:
+        runs = np.flatnonzero(times > 2 * floor) if (times > 2 * floor).any() else np.arange(len(times))
+        self._known, self._times = [known[int(i)] for i in runs], times[runs]
+        self._rows = _physical(self._known)
         self._weights: dict[tuple[bool, str], Floats] = {}
 
     def __call__(self, wanted: Sequence[Site]) -> Floats:

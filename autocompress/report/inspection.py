@@ -6,17 +6,22 @@ from typing import Any
 from autocompress.compression.methods import methods
 from autocompress.compression.tracing import trace_task
 from autocompress.graph import Graph
+from autocompress.graph.kernels import KNOWN_OPS
 from autocompress.profiles import Profile
 from autocompress.search.paying import paying_space
 from autocompress.search.space import Slowing
 from autocompress.task.onnx_file import notes_of
 from autocompress.task.task import Task
-from autocompress.vocabulary.workload import Kernel, Latency, Workload
+from autocompress.vocabulary.precision import is_fixed
+from autocompress.vocabulary.workload import Latency, Workload, distinct_weights, total_macs
 
 
 @dataclass(frozen=True, slots=True)
 class KernelRow:
-    """One fused kernel of the original; `seconds` and `share` are predicted, None without a profile."""
+    """One fused kernel of the original, one per call of a layer; weights that calls share stand at the first.
+
+    `seconds` and `share` are predicted, None without a profile; `note` says so where little stands behind them.
+    """
 
     name: str
     op: str
@@ -26,6 +31,7 @@ class KernelRow:
     weights: int
     seconds: float | None
     share: float | None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +48,10 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """`frozen_layers` maps a layer to the reason it is left alone. `slowing` are the options that a search on this
-    profile would not offer, as the device would not get faster. Without a profile there are none, and no `latency`."""
+    """`parameters` counts shared ones once, `macs` every call of the user's own operators (not what an exact rewrite
+    puts in their place). `frozen_layers` maps a layer to the reason it is left alone. `slowing` are the options that a
+    search on this profile would not offer, as the device would not get faster. Without a profile there are none, and no
+    `latency`."""
 
     fingerprint: str
     parameters: int
@@ -68,7 +76,7 @@ def inspect_task(task: Task, profile: Profile | None = None) -> Inspection:
     return Inspection(
         graph.fingerprint,
         sum(p.numel() for p in task.model.parameters()),
-        sum(row.macs for row in rows),
+        total_macs(kernel for kernel in graph.kernels.values() if not is_fixed(kernel)),
         rows,
         tuple(GroupRow(g.id, g.channels, g.producers, g.consumers, g.branch, g.frozen) for g in graph.groups.values()),
         {name: layer.frozen for name, layer in graph.layers.items() if layer.frozen},
@@ -81,18 +89,27 @@ def inspect_task(task: Task, profile: Profile | None = None) -> Inspection:
 
 def _kernel_rows(graph: Graph, profile: Profile | None) -> tuple[KernelRow, ...]:
     seconds = profile.breakdown(graph.kernels) if profile else {}
+    guessed = profile.guessed(graph.kernels) if profile else frozenset()
     total = sum(seconds.values())
-    return tuple(
-        _kernel_row(kernel, seconds.get(name), seconds[name] / total if name in seconds and total else None)
-        for name, kernel in graph.kernels.items()
-    )
+    first = distinct_weights(graph.kernels.values())
+    rows = []
+    for name, kernel in graph.kernels.items():
+        work = kernel.workload
+        share = seconds[name] / total if name in seconds and total else None
+        weights = work.weights if name in first else 0
+        rows.append(KernelRow(
+            name, work.op, shape_of(work), "+".join(work.fused), work.macs, weights, seconds.get(name), share,
+            _note(work, name in guessed),
+        ))  # fmt: skip
+    return tuple(rows)
 
 
-def _kernel_row(kernel: Kernel, seconds: float | None, share: float | None) -> KernelRow:
-    work = kernel.workload
-    return KernelRow(
-        kernel.name, work.op, shape_of(work), "+".join(work.fused), work.macs, work.weights, seconds, share
-    )  # fmt: skip
+def _note(work: Workload, guessed: bool) -> str:
+    """What a price stands on, where no such kernel was measured or the operator is unknown."""
+    if not guessed and (work.op in KNOWN_OPS or work.macs):
+        return ""
+    why = "never measured" if work.op in KNOWN_OPS else "unknown operator"
+    return f"{why}: priced by its {'bytes and MACs' if work.macs else 'bytes alone'}"
 
 
 def shape_of(work: Workload) -> str:

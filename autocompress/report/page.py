@@ -90,13 +90,14 @@ def _left_out(records: Records) -> str:
 
 def _prediction_section(records: Records) -> str:
     figure = prediction_figure(records)
+    doubts = "".join(f"<p>{escape(doubt)}</p>" for doubt in records.baseline.doubts) if records.baseline else ""
     if figure is None:
-        return "<p>Nothing was measured: every latency here is a prediction.</p>"
+        return f"<p>Nothing was measured: every latency here is a prediction.</p>{doubts}"
     known = records.candidates.dropna(subset=["measured_ms"])
     error = ((known["latency_ms"] - known["measured_ms"]).abs() / known["measured_ms"]).mean()
     inside = known["measured_ms"].between(known["latency_low_ms"], known["latency_high_ms"]).mean()
     told = f"{len(known)} measured models: mean absolute error {error:.1%}, {inside:.0%} inside the stated interval."
-    return f"<p>{escape(told)}</p>{_html(figure)}{_lessons(records)}"
+    return f"<p>{escape(told)}</p>{doubts}{_html(figure)}{_lessons(records)}"
 
 
 def _lessons(records: Records) -> str:

@@ -59,7 +59,8 @@ class Baseline:
     """The original as plainly exported. `score` is on all of validation, `subset_score` on the trials' subset.
 
     `latency` is measured. `rewritten` is the measured latency after the exact rewrites alone: the share of every
-    speed-up that is not compression's. `devices` and `rewritten_on` are the same two on each profile.
+    speed-up that is not compression's. `devices` and `rewritten_on` are the same two on each profile. `doubts` tell of
+    profiles that did not predict them.
     """
 
     score: Score
@@ -72,6 +73,7 @@ class Baseline:
     rewritten: Latency | None = None
     devices: Mapping[str, Latency] = field(default_factory=dict)
     rewritten_on: Mapping[str, Latency] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,7 +83,8 @@ class Baseline:
         scores = {name: decode_score(document[name]) for name in ("score", "subset_score", "test_score")}
         times = {name: decode_latency(document[name]) for name in ("latency", "rewritten")}
         by_device = {name: decode_latencies(document.get(name, {})) for name in ("devices", "rewritten_on")}
-        return Baseline(**{**document, **scores, **times, **by_device})
+        doubts = tuple(document.get("doubts", ()))
+        return Baseline(**{**document, **scores, **times, **by_device, "doubts": doubts})
 
 
 @dataclass(frozen=True, slots=True)

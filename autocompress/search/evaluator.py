@@ -154,6 +154,7 @@ class TorchEvaluator:
             test_score=self.test_score(self._original), rewritten=first[1],
             devices={name: found[0] for name, found in times.items()},
             rewritten_on={name: found[1] for name, found in times.items()},
+            doubts=self.targets.doubts(times, kernels, original.key),
         )  # fmt: skip
 
     def adopt(self, baseline: Baseline) -> None:

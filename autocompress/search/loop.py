@@ -1,6 +1,7 @@
 """The search itself: stages in order, each resumable, within a limit of time."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from optuna.samplers import BaseSampler
 
 from autocompress.compression.plan import Plan
+from autocompress.profiles import ProfileWarning
 from autocompress.search import kernel_records
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.clock import Clock
@@ -116,6 +118,8 @@ class _Session:
             self.baseline = evaluator.baseline()
             self.state["baseline"] = self.baseline.to_document()
             self.folder.write_state(self.state)
+            for doubt in self.baseline.doubts:
+                warnings.warn(doubt, ProfileWarning, stacklevel=2)
         evaluator.adopt(self.baseline)
         if not (evaluator.trainable and self.settings.fine_tuning.enabled):
             self.clock.skip("fine_tuning")

@@ -44,6 +44,11 @@ RECOVERY_S = 2.0
 """What a lost device is given to come back, longer after each attempt."""
 
 
+REPEATS, OWN_REPEATS = 1.4, 1.2
+"""The untouched model's time is told to be off where it lies outside its interval by more than such a factor: times of
+one model differ by 12 to 21 % between processes on a shared host, ratios to the original by a few."""
+
+
 class Timed(NamedTuple):
     """Latencies of the files that could be timed, and for the others why not."""
 
@@ -92,11 +97,30 @@ class Target:
         reference_s = reference_seconds(found["original"])
         return to_latency(found["original"], reference_s), to_latency(found["rewritten"], reference_s)
 
+    def doubt(self, original: Latency, rewritten: Latency, kernels: Kernels, key: str) -> str | None:
+        """Tells of a profile whose price of the rewritten original, whose kernels and plan key these are, is not what
+        was timed; a profile of this very model is held to the ratio alone, a datasheet to nothing but a stopwatch."""
+        if rewritten.origin == "predicted" or (rewritten.origin == "estimate" and self.profile.description.rates):
+            return None
+        found, own = self.profile.predict(kernels), self._is_of(key)
+        pace = original.seconds / self.profile.reference_s if own else 1.0
+        seconds, low, high = (pace * bound for bound in (found.seconds, found.low, found.high))
+        margin = OWN_REPEATS if own else REPEATS
+        if low / margin <= rewritten.high and rewritten.low <= high * margin:
+            return None
+        predicted, least, most, timed = (f"{1e3 * bound:.3g}" for bound in (seconds, low, high, rewritten.seconds))
+        device = self.profile.device
+        return (
+            f"profile {self.name!r} predicts {predicted} ms ({least} to {most}) for the model as it is, {device} takes "
+            f"{timed} ms: prices are scaled to that, but may rank wrongly; calibrate with `autocompress profile "
+            f"{device} --task TASK --out DIR`, then search with --profile DIR"
+        )
+
     def adopt(self, original: Latency, rewritten: Latency, kernels: Kernels, key: str) -> None:
         """From now on prices are relative to these: a profile of this very model follows the original, that of another
         one the rewritten original, whose kernels and plan key these are."""
         self._reference_s = original.seconds
-        if any(row.id == key for row in self.profile.models):
+        if self._is_of(key):
             self._scale = original.seconds / self.profile.reference_s
         else:
             self._scale = rewritten.seconds / self.profile.predict(kernels).seconds
@@ -125,6 +149,10 @@ class Target:
         unit = self._scale * self.profile.reference_s
         self.profile = self.profile.with_measurements([(kernels, found.seconds / unit) for kernels, _, found in timed])
         return Lesson(self.name, len(timed), sum(errors) / len(errors), sum(inside) / len(inside))
+
+    def _is_of(self, key: str) -> bool:
+        """Whether the profile was made from the plans of the model whose empty plan this is."""
+        return any(row.id == key for row in self.profile.models)
 
     def _timed(self, paths: Mapping[str, Path], rounds: int) -> dict[str, Latency]:
         assert self.device is not None, "only called with a device"
@@ -204,6 +232,11 @@ class Targets:
     def baseline(self, rewritten: Path, kernels: Kernels) -> dict[str, tuple[Latency, Latency]]:
         """Profile → the original's latency, and that after exact rewrites, whose file and kernels these are."""
         return {name: target.baseline(rewritten, kernels) for name, target in self.by_name.items()}
+
+    def doubts(self, timed: Mapping[str, tuple[Latency, Latency]], kernels: Kernels, key: str) -> tuple[str, ...]:
+        """Tells of every profile whose price is not what `baseline` found."""
+        found = (target.doubt(*timed[name], kernels, key) for name, target in self.by_name.items())
+        return tuple(doubt for doubt in found if doubt is not None)
 
     def adopt(self, baseline: Baseline, kernels: Kernels, key: str) -> None:
         """Prices follow the devices' present speed. A run from before there were several profiles knows one."""

@@ -1,5 +1,6 @@
 """One device of a search: it learns from what is timed, comes back after it was lost, and may not be here at all."""
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,12 @@ import pytest
 
 from autocompress.devices.base import Array, NodeTime
 from autocompress.profiles import Profile, load
+from autocompress.profiles.files import ModelRow
 from autocompress.search import targets
-from autocompress.search.targets import ATTEMPTS, Target
+from autocompress.search.engine import Baseline
+from autocompress.search.objective import Objective
+from autocompress.search.targets import ATTEMPTS, Target, Targets
+from autocompress.task.task import Score
 from autocompress.vocabulary.errors import DeviceError, DeviceLostError
 from autocompress.vocabulary.workload import Capabilities, Latency
 from tests.profiles.nets import random_net
@@ -140,6 +145,70 @@ def test_what_is_timed_makes_the_next_prices_better(profile: Profile, monkeypatc
     assert errors[0] == pytest.approx(1 / 3, abs=0.01), "predicted 1, found 1.5"
     assert errors[-1] < 0.2 * errors[0]
     assert [lesson.models for lesson in lessons if lesson] == [6] * 4
+
+
+def untouched(milliseconds: float, origin: str = "measured") -> Latency:
+    seconds = milliseconds * 1e-3
+    return Latency(seconds, 0.99 * seconds, 1.01 * seconds, 1.0, origin)
+
+
+def ort_target(monkeypatch: pytest.MonkeyPatch, profile: Profile | None = None) -> tuple[Target, Latency]:
+    """A measured profile's target, and what it predicts for the model below."""
+    target = target_on(Board(), profile or load("intel-xeon-amx-ort"), monkeypatch)
+    return target, target.profile.predict(NET)
+
+
+NET = random_net(random.Random(1))
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1.0, False), (1.3, False), (3.0, True), (0.2, True)])
+def test_an_untouched_model_that_takes_another_time_than_predicted_is_told(
+    factor: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within its interval, and what processes differ by, nothing is said; else both numbers, and what to do."""
+    target, predicted = ort_target(monkeypatch)
+    found = untouched(factor * 1e3 * predicted.seconds)
+    doubt = target.doubt(untouched(1.0), found, NET, "original")
+    assert (doubt is not None) == told
+    if doubt is not None:
+        assert f"{1e3 * predicted.seconds:.3g} ms" in doubt and f"{1e3 * found.seconds:.3g} ms" in doubt
+        assert "autocompress profile ort:cpu --task TASK --out DIR" in doubt and "\n" not in doubt
+
+
+def test_a_profile_of_this_very_model_is_held_to_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a day when all is three times as slow, it is right; where the rewritten model alone is slow, it is not."""
+    shipped = load("intel-xeon-amx-ort")
+    row = replace_id(shipped.models[0], "original")
+    own = replace(shipped, models=(row, *shipped.models[1:]))
+    target, predicted = ort_target(monkeypatch, own)
+    slow_day = 3e3 * own.reference_s
+    ratio = predicted.seconds / own.reference_s
+    assert target.doubt(untouched(slow_day), untouched(slow_day * ratio), NET, "original") is None
+    assert target.doubt(untouched(slow_day), untouched(3 * slow_day * ratio), NET, "original") is not None
+
+
+def test_what_was_not_timed_leaves_no_doubt(monkeypatch: pytest.MonkeyPatch, profile: Profile) -> None:
+    """A prediction can't contradict itself, nor can the roofline of a datasheet."""
+    target, _ = ort_target(monkeypatch)
+    assert target.doubt(untouched(1.0), untouched(1e6, "predicted"), NET, "original") is None
+    datasheet, _ = ort_target(monkeypatch, profile)
+    assert datasheet.doubt(untouched(1.0), untouched(1e6, "estimate"), NET, "original") is None
+    assert datasheet.doubt(untouched(1.0), untouched(1e6), NET, "original") is not None
+
+
+def test_every_profile_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, predicted = ort_target(monkeypatch)
+    wrong = Target(load("arm-cortex-a76-roofline"), ORIGINAL, [])
+    aims = Targets(Objective.WORST, [right, wrong])
+    timed = {right.name: (untouched(1.0), predicted), wrong.name: (untouched(1.0), untouched(1e6))}
+    doubts = aims.doubts(timed, NET, "original")
+    assert len(doubts) == 1 and wrong.name in doubts[0]
+    kept = Baseline(Score(1, 0, 1), Score(1, 0, 1), predicted, 1, 1, 1, doubts=doubts)
+    assert Baseline.from_document(json.loads(json.dumps(kept.to_document()))).doubts == doubts
+
+
+def replace_id(row: ModelRow, name: str) -> ModelRow:
+    return row.model_copy(update={"id": name})
 
 
 def test_nothing_timed_teaches_nothing(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
