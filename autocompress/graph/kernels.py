@@ -94,7 +94,7 @@ def fuse(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> Fused:
     disappear into the kernel before them; modules that only simulate quantisation and operators that only rename are
     transparent. An operator that the table lacks is a kernel by its own name.
     """
-    walk = _Walk(model, _shapes(model, example_inputs), _names(model), _traced_batch(model))
+    walk = _Walk(model, _shapes(model, example_inputs), _names(model))
     for node in model.graph.nodes:
         walk.visit(node)
     made = {node.name: name for node, name in walk.holder.items()}
@@ -150,12 +150,6 @@ def _first(shape: Any) -> tuple[int, ...] | None:
     return (_first(shape[0]) if shape else None) if isinstance(shape, list) else shape
 
 
-def _traced_batch(model: GraphModule) -> int:
-    """The batch size that meta["val"] is about."""
-    inputs = (_first(_shape(node.meta.get("val"))) for node in model.graph.nodes if node.op == "placeholder")
-    return next((shape[0] for shape in inputs if shape), 2)
-
-
 def _shapes(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> dict[Node, Any]:
     recorder = _Recorder(model)
     with torch.no_grad():
@@ -170,7 +164,6 @@ class _Walk:
     model: GraphModule
     shapes: dict[Node, Any]
     names: dict[Node, tuple[str, str]]
-    traced_batch: int
     kernels: dict[str, Kernel] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     holder: dict[Node, str] = field(default_factory=dict)
@@ -270,14 +263,11 @@ class _Walk:
 
     def _batch_axis(self, node: Node) -> int | None:
         """The axis that is one for one sample and more for more; what folds others into it is not."""
-        shape, traced = _first(self.shapes[node]), _first(_shape(node.meta.get("val")))
-        one = _first(_shape(node.meta.get("one"))) or shape
-        if shape is None:
-            return None
-        if traced is None or one is None or len(traced) != len(shape):
+        shape = _first(self.shapes[node]) or ()
+        one, two = (_first(_shape(node.meta.get(batch))) for batch in ("one", "val"))
+        if one is None or two is None or len(one) != len(shape):
             return self._inherited_batch_axis(node, shape)
-        sizes = enumerate(zip(one, traced, strict=True))
-        return next((axis for axis, (n, many) in sizes if n == 1 and many == self.traced_batch), None)
+        return next((axis for axis, (n, more) in enumerate(zip(one, two, strict=True)) if n == 1 != more), None)
 
     def _inherited_batch_axis(self, node: Node, shape: tuple[int, ...]) -> int | None:
         """A node that was made since the model was traced has it where the tensor that it reads does."""

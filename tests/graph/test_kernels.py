@@ -82,6 +82,36 @@ def by_hand(s: Net, x: Tensor) -> Tensor:
     return s.o(merged(torch.softmax(q @ k.transpose(-1, -2), -1) @ v))
 
 
+def with_bmm(s: Net, x: Tensor) -> Tensor:
+    """Heads are folded into the batch axis."""
+    q, k, v = (heads(layer(x), 4).flatten(0, 1) for layer in (s.q, s.k, s.v))
+    y = torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)), -1), v)
+    return s.o(merged(y.view(x.shape[0], 4, x.shape[1], -1)))
+
+
+def grouped_queries(s: Net, x: Tensor) -> Tensor:
+    q, k, v = heads(s.q(x), 4), heads(s.k(x), 2), heads(s.v(x), 2)
+    return s.o(merged(F.scaled_dot_product_attention(q, k, v, enable_gqa=True)))
+
+
+def windows(s: Net, x: Tensor) -> Tensor:
+    """Attention within windows, which are folded into the batch axis."""
+    return sdpa(s, x.reshape(-1, 4, x.shape[2])).reshape(x.shape)
+
+
+def frames(s: Net, x: Tensor) -> Tensor:
+    """A video's frames go through a network of images."""
+    y = F.relu(s.a(x.flatten(0, 1)))
+    return s.h(y.mean((2, 3)).view(x.shape[0], x.shape[1], -1).mean(1))
+
+
+def repeated(s: Net, x: Tensor) -> Tensor:
+    x = s.a(x)
+    for _ in range(6):
+        x = torch.relu(s.f(x))
+    return s.h(x)
+
+
 def parts(s: Net, x: Tensor) -> Tensor:
     a, b, c = s.a(x).split((4, 8, 12), 1)
     return s.h(torch.cat([s.b(b), a, s.c(c)], 1).mean((2, 3)))
@@ -111,6 +141,21 @@ NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
     "by hand": (Net(by_hand, **attention()), (TOKENS,)),
     "sdpa": (Net(sdpa, **attention()), (TOKENS,)),
     "sdpa, causal": (Net(lambda s, x: sdpa(s, x, is_causal=True), **attention()), (TOKENS,)),
+    "bmm": (Net(with_bmm, **attention()), (TOKENS,)),
+    "grouped queries": (
+        Net(grouped_queries, **attention(k=nn.Linear(16, 8), v=nn.Linear(16, 8))), (TOKENS,),
+    ),
+    "windows": (Net(windows, **attention()), (TOKENS,)),
+    "frames": (Net(frames, a=nn.Conv2d(3, 8, 3), h=nn.Linear(8, 3)), (torch.randn(1, 4, 3, 8, 8),)),
+    "multi-head attention": (
+        Net(lambda s, x: s.h(s.a(x, x, x)[0]), a=nn.MultiheadAttention(16, 4, batch_first=True), h=nn.Linear(16, 3)),
+        (TOKENS,),
+    ),
+    "shared": (Net(repeated, a=nn.Linear(8, 16), f=nn.Linear(16, 16), h=nn.Linear(16, 3)), (torch.randn(1, 8),)),
+    "siamese": (
+        Net(lambda s, x, y: s.h(s.a(x).mean((2, 3)) - s.a(y).mean((2, 3))), a=nn.Conv2d(3, 8, 3), h=nn.Linear(8, 3)),
+        (square(), square()),
+    ),
     "encoder layer": (nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), (TOKENS,)),
     "parts of a split": (
         Net(parts, a=nn.Conv2d(3, 24, 3), b=nn.Conv2d(8, 4, 1), c=nn.Conv2d(12, 4, 3, 1, 1), h=nn.Linear(12, 3)),
@@ -308,7 +353,26 @@ def test_parts_of_a_split_that_are_cut_together_are_priced_as_half_of_it_each() 
 
 
 @pytest.mark.parametrize(
-    "name", ["by hand", "sdpa", "encoder layer", "parts of a split", "LSTM", "GRU, last states", "adjacency"]
+    "name",
+    [
+        "by hand",
+        "bmm",
+        "sdpa",
+        "grouped queries",
+        "windows",
+        "frames",
+        "multi-head attention",
+        "shared",
+        "siamese",
+        "encoder layer",
+        "parts of a split",
+        "LSTM",
+        "GRU, both ways, 2 layers",
+        "GRU, last states",
+        "adjacency",
+        "einsum",
+        "addmm",
+    ],
 )
 def test_products_are_priced_as_they_are_built(name: str) -> None:
     model, inputs = NETS[name]
