@@ -20,7 +20,7 @@ def profile(request: pytest.FixtureRequest) -> Profile:
     return load(SHIPPED / request.param)
 
 
-def with_unknown(positions: int, op: str = "cumsum", **settings: tuple[int, ...]) -> dict[str, Kernel]:
+def with_unknown(positions: int, op: str = "logcumsumexp", **settings: tuple[int, ...]) -> dict[str, Kernel]:
     size = (positions, positions)
     return NET | {"new": Kernel("new", "new", ("x",), Workload(op, 16, 16, size, size, **settings))}
 
