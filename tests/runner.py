@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from torch import Tensor
 
-from autocompress.devices.ort import saturates
+from autocompress.devices._ort_saturation import UINT8_WEIGHTS, saturates, unshared
 
 
 class Runner:
@@ -24,10 +24,11 @@ class Runner:
         settings.intra_op_num_threads = 1
         settings.log_severity_level = 3
         if saturates():
-            settings.add_session_config_entry("session.x64quantprecision", "1")
+            settings.add_session_config_entry(*UINT8_WEIGHTS)
         for name, value in options.items():
             setattr(settings, name, value)
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        source = unshared(path) if saturates() else str(path)
+        return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
 
     def run(self, path: Path, *inputs: Tensor) -> np.ndarray:
         session = self._session(path)

@@ -16,6 +16,7 @@ import numpy as np
 from autocompress.devices import _ort_qnn
 from autocompress.devices._host import nvidia_gpu, processor
 from autocompress.devices._ort_providers import CPU, NO_HARDWARE, PROVIDERS, Provider, audit, is_weighted, known
+from autocompress.devices._ort_saturation import UINT8_WEIGHTS, saturates, unshared
 from autocompress.devices._refusals import check_count, first_line, out_of_memory, unknown_variant
 from autocompress.devices._timing import middle_mean, stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime, Results, as_results
@@ -30,7 +31,6 @@ _KERNEL_SUFFIX = "_kernel_time"
 _BLOCKED_SUFFIX = "_nchwc"
 _TOKEN = re.compile(r"_token_\d+$")
 _FATAL = 4
-_UINT8_WEIGHTS = ("session.x64quantprecision", "1")
 
 
 def available() -> list[Availability]:
@@ -49,26 +49,6 @@ def open_device(variant: str) -> Device:
         if variant not in providers:
             raise unknown_variant("ort", variant, providers)
     return OrtDevice(variant)
-
-
-@cache
-def saturates() -> bool:
-    """Whether ONNX Runtime adds products of uint8 and int8 in 16 bits on this processor: it does on x86 without VNNI.
-
-    Five int8 nets under an emulated Haswell were off by 5 to 24 % of their outputs' range. With _UINT8_WEIGHTS they
-    computed, bit for bit, what a processor with VNNI does. Where VNNI is, that option only makes models slower.
-    """
-    import onnxruntime
-    from onnx import TensorProto, helper
-
-    size = 64
-    kinds = {"x": TensorProto.UINT8, "w": TensorProto.INT8, "y": TensorProto.INT32}
-    x, w, y = (helper.make_tensor_value_info(name, kind, [size, size]) for name, kind in kinds.items())
-    graph = helper.make_graph([helper.make_node("MatMulInteger", ["x", "w"], ["y"])], "probe", [x, w], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=[CPU])
-    feeds = {"x": np.full((size, size), 255, np.uint8), "w": np.full((size, size), 127, np.int8)}
-    return bool((session.run(None, feeds)[0] != size * 255 * 127).any())
 
 
 def _availability(device: "OrtDevice") -> Availability:
@@ -169,7 +149,7 @@ class OrtDevice:
         asked = self.provider.name
         _check_present(self)
         with _refused(f"{self.name} can't load {path}"):
-            session = _session(self.provider, str(path), options)
+            session = _session(self.provider, unshared(path) if saturates() else str(path), options)
         if asked not in session.get_providers():
             raise DeviceError(
                 f"{self.name} was asked for, but ONNX Runtime could not start {asked} and took "
@@ -305,7 +285,7 @@ def _options(threads: int) -> Any:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if saturates():
-        options.add_session_config_entry(*_UINT8_WEIGHTS)
+        options.add_session_config_entry(*UINT8_WEIGHTS)
     options.log_severity_level = _FATAL
     return options
 

@@ -125,12 +125,23 @@ def _exported(name: str, folder: Path) -> tuple[GraphModule, Tensor, Path]:
     model, inputs = OPERATORS[name]().eval(), torch.randn(4, 3, 12, 12)
     with torch.no_grad():
         model(inputs)  # makes the lazy reader
+    path, lifted = _quantized(model, inputs, folder)
+    return lifted, inputs, path
+
+
+def _quantized(model: nn.Module, inputs: Tensor, folder: Path) -> tuple[Path, GraphModule]:
+    """The file of a model all of whose layers are int8, and its simulation."""
     lifted = capture(model, (inputs,))
     apply_exact(lifted, (inputs,))
     called = {str(n.target) for n in lifted.graph.nodes if n.op == "call_module"}
     layers = {t for t in called if isinstance(lifted.get_submodule(t), (nn.Conv2d, nn.Linear))}
-    insert_fake_quant(lifted, layers, [torch.randn(16, 3, 12, 12)], (inputs,))
-    return lifted, inputs, to_onnx(lifted, folder / "model.onnx", "plan").path
+    insert_fake_quant(lifted, layers, [torch.randn(16, *inputs.shape[1:])], (inputs,))
+    return to_onnx(lifted, folder / "model.onnx", "plan").path, lifted
+
+
+def _first(outputs: Any) -> Tensor:
+    first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return first
 
 
 class _Compared(Interpreter):
@@ -218,6 +229,31 @@ def test_with_uint8_weights_the_runtime_computes_the_same(
         found.append(open_device("ort:cpu").open(path).run(inputs.numpy()))
     monkeypatch.undo()
     assert np.array_equal(*found) or ort_file.saturates()
+
+
+def test_layers_that_share_a_weight_are_loaded_with_uint8_weights_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Called twice, or stored once for being equal."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.again = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1)
+            self.equal = copy.deepcopy(self.again)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            return self.equal(F.relu(self.again(F.relu(self.again(x)))))
+
+    torch.manual_seed(0)
+    model, inputs = Twice().eval(), torch.randn(4, 3, 12, 12)
+    path, simulated = _quantized(model, inputs, tmp_path)
+    monkeypatch.setattr(ort_file, "saturates", lambda: True)
+    found = np.asarray(open_device("ort:cpu").open(path).run(inputs.numpy()))
+    with torch.no_grad():
+        expected = _first(simulated(inputs))
+    assert (found.reshape(expected.shape) == expected.numpy()).mean() > 0.99
 
 
 def test_saturation_is_found_by_trying() -> None:
