@@ -22,7 +22,8 @@ from rich.table import Table
 
 import autocompress as ac
 from autocompress.compression.build import finalize, restructure
-from autocompress.compression.methods.configs import Prune, Quantize
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
 from autocompress.compression.plan import Plan, Step
 from autocompress.compression.repair.distill import Budget, Teacher, fine_tune
 from autocompress.compression.repair.statistics import Statistics, collect

@@ -22,7 +22,7 @@ from torch import nn
 
 from autocompress.compression.build import build
 from autocompress.compression.methods import methods
-from autocompress.compression.methods.configs import Quantize
+from autocompress.compression.methods.quantize import Quantize
 from autocompress.devices import open_device
 from autocompress.devices.base import Session
 from autocompress.devices.measure import undisturbed

@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo_oracle import joint_difference
 
 from autocompress.compression.build import build, plan_kernels, restructure
-from autocompress.compression.methods.configs import Prune, Quantize
-from autocompress.compression.methods.quantize import QuantizeMethod
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize, QuantizeMethod
 from autocompress.compression.plan import Plan, Step
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import Graph, trace

@@ -1,25 +1,16 @@
 """A plan: every decision about one model, with a content hash and JSON both ways."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from autocompress.compression.methods.configs import Config, LowRank, Prune, Quantize, Student
-from autocompress.vocabulary.errors import ConfigError, nearest
-from autocompress.vocabulary.workload import DType
+from autocompress.compression.methods import method_named, method_of
+from autocompress.compression.methods.method import Config, Method
+from autocompress.vocabulary.errors import ConfigError
 
 WHOLE_MODEL = "model"
 """The target of a step that concerns the model as a whole."""
-
-_TYPES: dict[str, type[Config]] = {
-    "student": Student,
-    "prune": Prune,
-    "low_rank": LowRank,
-    "quantize": Quantize,
-}
-_ORDER = {config_type: rank for rank, config_type in enumerate(_TYPES.values())}
-_NAMES = {config_type: name for name, config_type in _TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +29,7 @@ class Plan:
     steps: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
-        ordered = sorted(self.steps, key=lambda step: (_ORDER[type(step.config)], step.target))
+        ordered = sorted(self.steps, key=_place)
         object.__setattr__(self, "steps", tuple(ordered))
         places = [(type(step.config), step.target) for step in ordered]
         if len(places) != len(set(places)):
@@ -53,8 +44,13 @@ class Plan:
         """Target → config, of one method."""
         return {step.target: step.config for step in self.steps if type(step.config) is config_type}
 
+    def by_method(self) -> list[tuple[Method, dict[str, Any]]]:
+        """What each method decides, target → config, in the order of stages."""
+        types = dict.fromkeys(type(step.config) for step in self.steps)
+        return [(method_of(config_type), self.configs(config_type)) for config_type in types]
+
     def to_json(self) -> str:
-        steps = [{"target": s.target, "method": _NAMES[type(s.config)], **asdict(s.config)} for s in self.steps]
+        steps = [_encode(step) for step in self.steps]
         return json.dumps({"fingerprint": self.fingerprint, "steps": steps}, indent=1)
 
     @staticmethod
@@ -67,15 +63,17 @@ class Plan:
             raise ConfigError(f"not a plan: {error}; plans are the files in RUN/plans") from error
 
 
+def _place(step: Step) -> tuple[int, str, str]:
+    method = method_of(type(step.config))
+    return method.stage, method.name, step.target
+
+
+def _encode(step: Step) -> dict[str, Any]:
+    method = method_of(type(step.config))
+    return {"target": step.target, "method": method.name, **method.encode(step.config)}
+
+
 def _decode(step: dict[str, Any]) -> Step:
     values = dict(step)
     target, method = values.pop("target"), values.pop("method")
-    if method not in _TYPES:
-        raise ConfigError(f"unknown method {method!r} in a plan: {nearest(method, _TYPES)}")
-    config_type = _TYPES[method]
-    valid = {field.name for field in fields(config_type)}
-    for name in values.keys() - valid:
-        raise ConfigError(f"unknown key {name!r} of method {method!r}: {nearest(name, valid)}")
-    if "dtype" in values:
-        values["dtype"] = DType(values["dtype"])
-    return Step(target, config_type(**values))
+    return Step(target, method_named(method).decode(values))

@@ -6,16 +6,15 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from autocompress.compression.methods.configs import Config, LowRank, Prune, Quantize, Student
+from autocompress.compression.methods import method_of
+from autocompress.compression.methods.method import Label
 from autocompress.compression.plan import Plan
 from autocompress.report.compare import Comparison
 from autocompress.report.records import Records
 from autocompress.search.engine import Baseline
-from autocompress.vocabulary.workload import DType
 
 MEASURED, PREDICTED, OTHERS, ORIGINAL = "#0b6e4f", "#c8553d", "#b8bec6", "#1d3557"
-KINDS = ("as it was", "8 bit", "narrowed", "narrowed, 8 bit", "low rank", "low rank, 8 bit", "dropped")
-KIND_COLOURS = ("#f1f3f5", "#a8dadc", "#f4d58d", "#8fbf88", "#e5989b", "#b56576", "#343a40")
+UNTOUCHED, UNTOUCHED_COLOUR = "as it was", "#f1f3f5"
 WIDTH_Z = 1.96
 """A score's bar spans a 95 % interval under the normal approximation."""
 
@@ -65,21 +64,23 @@ def decisions_figure(records: Records) -> go.Figure | None:
     targets = list(dict.fromkeys(step.target for plan in plans for step in plan.steps))
     if not targets:
         return None
-    told = [[decisions(plan, target) for plan in plans] for target in targets]
+    labels = [[_labels(plan, target) for plan in plans] for target in targets]
+    colours = {UNTOUCHED: UNTOUCHED_COLOUR} | {_kind(found): _colour(found) for row in labels for found in row}
+    kinds = sorted(colours, key=lambda kind: (kind != UNTOUCHED, kind))
     figure = go.Figure(
         go.Heatmap(
-            z=[[KINDS.index(kind) for kind, _ in row] for row in told],
-            text=[[text for _, text in row] for row in told],
+            z=[[kinds.index(_kind(found)) for found in row] for row in labels],
+            text=[[_words(found) for found in row] for row in labels],
             x=list(records.front["id"]),
             y=targets,
             zmin=-0.5,
-            zmax=len(KINDS) - 0.5,
+            zmax=len(kinds) - 0.5,
             xgap=1,
             ygap=1,
-            colorscale=_steps(KIND_COLOURS),
+            colorscale=_steps([colours[kind] for kind in kinds]),
             texttemplate="%{text}",
             hovertemplate="%{y}<br>%{x}: %{text}<extra></extra>",
-            colorbar={"tickvals": list(range(len(KINDS))), "ticktext": list(KINDS)},
+            colorbar={"tickvals": list(range(len(kinds))), "ticktext": kinds},
         )
     )
     figure.update_layout(template="plotly_white", height=160 + 18 * len(targets), margin={"t": 20, "l": 160})
@@ -115,28 +116,36 @@ def comparison_figure(found: Comparison) -> go.Figure:
 
 def decisions(plan: Plan, target: str) -> tuple[str, str]:
     """The kind of everything a plan decides about a target, and the decisions in words."""
-    configs: list[Config] = [step.config for step in plan.steps if step.target == target]
-    int8 = any(isinstance(config, Quantize) and config.dtype is DType.INT8 for config in configs)
-    words = ", ".join(_words(config) for config in configs)
-    if any(isinstance(config, Prune) and config.keep == 0 for config in configs):
-        return "dropped", words
-    if any(isinstance(config, LowRank) for config in configs):
-        return ("low rank, 8 bit" if int8 else "low rank"), words
-    if any(isinstance(config, (Prune, Student)) for config in configs):
-        return ("narrowed, 8 bit" if int8 else "narrowed"), words
-    return ("8 bit" if int8 else "as it was"), words
+    found = _labels(plan, target)
+    return _kind(found), _words(found)
 
 
-def _words(config: Config) -> str:
-    match config:
-        case Student(width):
-            return f"x {width:g}"
-        case Prune(keep):
-            return f"keep {keep}" if keep else "dropped"
-        case LowRank(kind, rank):
-            return f"{kind} {rank}"
-        case Quantize(dtype):
-            return str(dtype)
+def _labels(plan: Plan, target: str) -> list[Label]:
+    return [method_of(type(step.config)).label(step.config) for step in plan.steps if step.target == target]
+
+
+def _words(labels: Sequence[Label]) -> str:
+    return ", ".join(label.words for label in labels)
+
+
+def _telling(labels: Sequence[Label]) -> list[Label]:
+    """The labels that make up the kind: one that stands alone, or one of each kind."""
+    alone = [label for label in labels if label.alone]
+    return alone[:1] or list({label.kind: label for label in labels if label.kind}.values())
+
+
+def _kind(labels: Sequence[Label]) -> str:
+    return ", ".join(label.kind for label in _telling(labels)) or UNTOUCHED
+
+
+def _colour(labels: Sequence[Label]) -> str:
+    """The mean of the kinds' colours, darker the more there are."""
+    telling = _telling(labels)
+    if not telling:
+        return UNTOUCHED_COLOUR
+    parts = [[int(label.colour[at : at + 2], 16) for at in (1, 3, 5)] for label in telling]
+    darker = 0.85 ** (len(parts) - 1)
+    return "#" + "".join(f"{round(darker * sum(channel) / len(parts)):02x}" for channel in zip(*parts, strict=True))
 
 
 _HOVER = "%{text}<br>%{x:.3f} ms, %{y:.4f}<extra></extra>"

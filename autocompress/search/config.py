@@ -1,17 +1,17 @@
 """RUN.toml and command-line values, parsed once into typed settings."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from autocompress.search.objective import Objective
+from autocompress.vocabulary import plugins
 from autocompress.vocabulary.errors import ConfigError, nearest
 
 SAMPLERS = ("auto", "nsga2", "random", "tpe")
-DECISIONS = ("student", "prune", "low_rank", "quantize")
 
 RANGES = ("mse", "percentile", "minmax")
 """How the range of an int8 activation is chosen, see ranges.py."""
@@ -25,12 +25,17 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def _one_of(*valid: str) -> AfterValidator:
-    def check(asked: str) -> str:
-        if asked not in valid:
-            raise ValueError(f"{asked!r} is not known: {nearest(asked, valid)}")
-        return asked
+    return AfterValidator(lambda asked: _known(asked, valid))
 
-    return AfterValidator(check)
+
+def _known(asked: str, valid: Sequence[str]) -> str:
+    if asked not in valid:
+        raise ValueError(f"{asked!r} is not known: {nearest(asked, valid)}")
+    return asked
+
+
+def _method_names() -> tuple[str, ...]:
+    return plugins.names(plugins.METHODS)
 
 
 def _as_tuple(value: Any) -> Any:
@@ -45,6 +50,7 @@ def _as_objective(value: Any) -> Any:
     return value
 
 
+MethodName = Annotated[str, AfterValidator(lambda asked: _known(asked, _method_names()))]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
@@ -147,7 +153,7 @@ class Settings(_Section):
     device: str = "ort:cpu"
     profile: Names = ()
     objective: Annotated[Objective, BeforeValidator(_as_objective)] = Objective.WORST
-    decisions: Annotated[tuple[Annotated[str, _one_of(*DECISIONS)], ...], BeforeValidator(_as_tuple)] = DECISIONS
+    decisions: Annotated[tuple[MethodName, ...], BeforeValidator(_as_tuple)] = Field(default_factory=_method_names)
     sampler: Annotated[str, _one_of(*SAMPLERS)] = "auto"
     importance: str = "reconstruction"
     ranges: Annotated[str, _one_of(*RANGES)] = "mse"

@@ -3,15 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from autocompress.compression.plan import Plan
 from autocompress.search.candidate import Candidate, decode_latencies, decode_latency, decode_score
+from autocompress.search.space import Space
 from autocompress.task.task import Score
 from autocompress.vocabulary.workload import Artifact, Kernels, Latency
-
-if TYPE_CHECKING:
-    from autocompress.search.space import Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +126,7 @@ class Evaluator(Protocol):
     @property
     def environment(self) -> Mapping[str, str]: ...
 
-    def space(self) -> "Space":
+    def space(self) -> Space:
         """Every decision that can be made about the model."""
         ...
 

@@ -17,8 +17,7 @@ from torch.fx import GraphModule
 
 from autocompress.compression.build import finalize, plan_kernels, restructure, standing
 from autocompress.compression.importance import require_importance
-from autocompress.compression.methods import Method, methods
-from autocompress.compression.methods.prune import PruneMethod
+from autocompress.compression.methods import methods
 from autocompress.compression.plan import Plan
 from autocompress.compression.repair.distill import Budget, Recipe, Teacher, fine_tune
 from autocompress.compression.repair.matching import divergence, outputs_of
@@ -119,7 +118,8 @@ class TorchEvaluator:
 
         It is decided by the profiles as they were before any search corrected them: a resumed search finds the same.
         """
-        found, asked, capabilities = _methods(self._settings.importance), self._settings, self.targets.capabilities
+        asked, capabilities = self._settings, self.targets.capabilities
+        found = tuple(method.using(asked.importance) for method in methods())
         if asked.max_size_bytes is not None:
             return find_space(self.graph, found, capabilities, decisions=asked.decisions)
         settled = [profile.without_search() for profile in self.targets.profiles]
@@ -345,10 +345,6 @@ def _calibration(task: Task) -> Loader:
     if found is None:
         raise TaskError("Task.calibration and Task.train are both missing; give a few hundred inputs as calibration")
     return found
-
-
-def _methods(importance: str) -> tuple[Method, ...]:
-    return tuple(replace(m, importance=importance) if isinstance(m, PruneMethod) else m for m in methods())
 
 
 def _size(kernels: Iterable[Kernel]) -> tuple[int, int]:

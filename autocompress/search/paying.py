@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from autocompress.compression.build import plan_kernels
-from autocompress.compression.methods import Method
+from autocompress.compression.methods.method import Method
 from autocompress.compression.plan import Plan
 from autocompress.graph.types import Graph
 from autocompress.profiles import Profile
-from autocompress.search.config import DECISIONS
 from autocompress.search.space import Space, find_space, single_plans
 from autocompress.vocabulary.workload import Capabilities
 
@@ -17,7 +16,7 @@ def paying_space(
     methods: Sequence[Method],
     capabilities: Capabilities,
     profiles: Sequence[Profile],
-    decisions: Sequence[str] = DECISIONS,
+    decisions: Sequence[str] | None = None,
 ) -> Space:
     """What the methods offer, without what slows every device; `slowing` says what that is.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from autocompress.compression.build import build, plan_kernels
 from autocompress.compression.methods import methods
-from autocompress.compression.methods.configs import LowRank, Prune, Quantize, Student
+from autocompress.compression.methods.method import Approach
 from autocompress.compression.plan import Plan
 from autocompress.compression.tracing import trace_task
 from autocompress.devices import Device, open_device
@@ -165,7 +165,7 @@ def sample_plans(space: Space, count: int, seed: int) -> list[Plan]:
     come up. Fewer than `count` if the space holds no more.
     """
     draw = random.Random(seed)
-    everywhere = {decision.name: 1 for decision in space.of(Quantize)}
+    everywhere = {decision.name: 1 for decision in space.approached(Approach.FORMAT)}
     found = {plan.key: plan for plan in map(space.plan, ({}, everywhere, dict(list(everywhere.items())[1:])))}
     for _ in range(20 * count):
         if len(found) >= count:
@@ -176,18 +176,19 @@ def sample_plans(space: Space, count: int, seed: int) -> list[Plan]:
 
 
 def _drawn(space: Space, draw: random.Random) -> dict[str, int]:
-    int8, cut = draw.choice((0.0, 0.5, 0.9, 1.0, 1.0, 1.0)), draw.random()
-    dropped, factorised, student = 0.5 * draw.random(), draw.choice((0.0, 0.0, 0.0, 0.3)), draw.random() < 0.15
+    formats, cut = draw.choice((0.0, 0.5, 0.9, 1.0, 1.0, 1.0)), draw.random()
+    dropped, replaced, other = 0.5 * draw.random(), draw.choice((0.0, 0.0, 0.0, 0.3)), draw.random() < 0.15
     choice: dict[str, int] = {}
     for decision in space.decisions:
-        last = len(decision.options) - 1
-        droppable = decision.method is Prune and decision.values[-1] == 0
-        if decision.method is Quantize:
-            choice[decision.name] = int(draw.random() < int8)
-        elif decision.method is Student:
-            choice[decision.name] = draw.randint(1, last) if student else 0
-        elif decision.method is LowRank:
-            choice[decision.name] = draw.randint(1, last) if draw.random() < factorised else 0
+        last, approach = len(decision.options) - 1, decision.by.approach
+        droppable = approach is Approach.AMOUNT and space.drops(decision)
+        if approach is Approach.FORMAT:
+            chosen = draw.random() < formats
+            choice[decision.name] = draw.randint(1, last) if chosen and last > 1 else int(chosen)
+        elif approach is Approach.MODEL:
+            choice[decision.name] = draw.randint(1, last) if other else 0
+        elif approach is Approach.REPLACEMENT:
+            choice[decision.name] = draw.randint(1, last) if draw.random() < replaced else 0
         elif droppable and draw.random() < dropped:
             choice[decision.name] = last
         elif draw.random() < cut:

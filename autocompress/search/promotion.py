@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.compression.methods.configs import Student
-from autocompress.compression.plan import WHOLE_MODEL
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.clock import Clock
 from autocompress.search.config import Settings
@@ -133,13 +131,12 @@ class Promotion:
         self._tranches(between, deadline if self.clock.limited else self.clock.after(whole * settings.gap_share))
 
     def _untaught(self, others: Sequence[Candidate]) -> list[Candidate]:
-        """At most one student of the task's own, the widest within the limits: before it has learnt, no score speaks
-        for it, so it learns beside the others whatever its score."""
+        """At most one student of the task's own, that of most arithmetic within the limits: before it has learnt, no
+        score speaks for it, so it learns beside the others whatever its score."""
         students = [c for c in self.ledger.at(*Rung) if self.evaluator.untaught(c.plan) and self.limits.allow(c)]
         if not students or any(c in students for c in others):
             return []
-        widths = {c.id: c.plan.configs(Student)[WHOLE_MODEL].width for c in students}
-        return [max(students, key=lambda c: (c.trained_s, widths[c.id], -c.best_latency.seconds))]
+        return [max(students, key=lambda c: (c.trained_s, c.macs, -c.best_latency.seconds))]
 
     def measure(self, deadline: float) -> None:
         """Exports the best, times them in one go, scores and certifies each; only the front sees the test split."""

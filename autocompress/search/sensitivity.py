@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 
-from autocompress.compression.methods.configs import LowRank, Prune, Quantize
+from autocompress.compression.methods.method import Approach
 from autocompress.compression.plan import Plan
 from autocompress.search.space import Choice, Decision, Space
 from autocompress.vocabulary.errors import Failure
@@ -44,7 +44,7 @@ UNBUILDABLE = 1e9
 
 
 def probe(probes: Probes) -> Errors:
-    """Errors of every option of every decision but the student's, the most telling options first."""
+    """Errors of every option of every decision but those for another model, the most telling options first."""
     found: dict[str, dict[int, float]] = {decision.name: {0: 0.0} for decision in probes.space.decisions}
     _probe_formats(probes, found)
     for decision, index in _order(probes.space):
@@ -58,28 +58,25 @@ def probe(probes: Probes) -> Errors:
 
 def _probe_formats(probes: Probes, found: dict[str, dict[int, float]]) -> None:
     """One probe of all layers together; single ones only if that one shows a loss worth sharing out rightly."""
-    decisions = probes.space.of(Quantize)
-    together = probes.of({d.name: 1 for d in decisions}) if decisions else None
-    if together is None:
-        return
-    for decision in decisions:
-        alone = probes.of({decision.name: 1}) if together > NEARLY_LOSSLESS else None
-        found[decision.name][1] = together / len(decisions) if alone is None else alone
+    decisions = probes.space.approached(Approach.FORMAT)
+    for index in range(1, max((len(d.options) for d in decisions), default=0)):
+        having = [d for d in decisions if index < len(d.options)]
+        together = probes.of({d.name: index for d in having})
+        if together is None:
+            return
+        for decision in having:
+            alone = probes.of({decision.name: index}) if together > NEARLY_LOSSLESS else None
+            found[decision.name][index] = together / len(having) if alone is None else alone
 
 
 def _order(space: Space) -> list[tuple[Decision, int]]:
-    """Whole branches first, then each group at half, then what is strongest, then factorisations."""
-    groups, layers = space.of(Prune), space.of(LowRank)
-    drops = [(d, len(d.options) - 1) for d in groups if _drops(d)]
-    halves = [(d, len(d.options) // 2) for d in groups if len(d.options) > 2]
-    strongest = [(d, len(d.options) - 1 - _drops(d)) for d in groups]
-    ranks = [(d, index) for d in layers for index in dict.fromkeys((len(d.options) - 1, 1))]
-    return list(dict.fromkeys((d, i) for d, i in drops + halves + strongest + ranks if i > 0))
-
-
-def _drops(decision: Decision) -> bool:
-    strongest = decision.options[-1]
-    return isinstance(strongest, Prune) and strongest.keep == 0
+    """Whole branches first, then each amount at half, then what is strongest, then replacements."""
+    amounts, replacements = space.approached(Approach.AMOUNT), space.approached(Approach.REPLACEMENT)
+    drops = [(d, len(d.options) - 1) for d in amounts if space.drops(d)]
+    halves = [(d, len(d.options) // 2) for d in amounts if len(d.options) > 2]
+    strongest = [(d, len(d.options) - 1 - space.drops(d)) for d in amounts]
+    ends = [(d, index) for d in replacements for index in dict.fromkeys((len(d.options) - 1, 1))]
+    return list(dict.fromkeys((d, i) for d, i in drops + halves + strongest + ends if i > 0))
 
 
 def _typical(space: Space, found: Mapping[str, Mapping[int, float]]) -> dict[type, float]:

@@ -1,28 +1,22 @@
 """The search space: every decision about a model as one parameter whose values are the decisions themselves."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from autocompress.compression.methods import Method
-from autocompress.compression.methods.configs import Config, LowRank, Prune, Quantize, Student
-from autocompress.compression.methods.student import student_keep
+from autocompress.compression.methods import method_of
+from autocompress.compression.methods.method import Approach, Config, Kind, Method, Scope, Value, Void
 from autocompress.compression.plan import Plan, Step
-from autocompress.graph.types import Branch, Graph
-from autocompress.search.config import DECISIONS
-from autocompress.vocabulary.workload import Capabilities, DType
-
-Value = int | float | str
-"""What a parameter is in Optuna's storage: channels kept, a width, a number format, a factorisation."""
+from autocompress.graph.types import Graph
+from autocompress.vocabulary.workload import Capabilities
 
 Choice = Mapping[str, int]
 """Decision name → position among its options; decisions that are left out take their first, mildest option."""
-
-UNFACTORISED = "whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +36,57 @@ class Decision:
             raise ValueError(f"{self.name}: the first option must leave the target alone")
 
     @property
+    def by(self) -> Method:
+        return method_of(self.method)
+
+    @property
     def distribution(self) -> BaseDistribution:
-        """An integer range where the values are evenly spaced integers, so that samplers see their order."""
-        if all(isinstance(value, int) for value in self.values):
-            ordered = sorted(int(value) for value in self.values)
-            steps = {after - before for before, after in pairwise(ordered)}
-            if len(steps) == 1:
-                return IntDistribution(ordered[0], ordered[-1], step=steps.pop())
+        """A range where the values are evenly spaced numbers that the method means as such, so that samplers see their
+        order."""
+        if self.by.kind is Kind.INTEGER and (step := _even_step(self.values)):
+            return IntDistribution(int(min(self.values)), int(max(self.values)), step=int(step))
+        if self.by.kind is Kind.FLOAT and (step := _even_step(self.values)):
+            return FloatDistribution(float(min(self.values)), float(max(self.values)), step=step)
         return CategoricalDistribution(self.values)
+
+    def position(self, value: Any) -> int:
+        """Of the option that a stored value stands for; of numbers in steps the nearest."""
+        if value in self.values or self.by.kind is not Kind.FLOAT:
+            return self.values.index(value)
+        return min(range(len(self.values)), key=lambda index: abs(float(self.values[index]) - value))
+
+
+def _even_step(values: Sequence[Value]) -> float | None:
+    """The distance of evenly spaced numbers; None for others, and for a single one."""
+    ordered = sorted(value for value in values if not isinstance(value, str))
+    steps = [after - before for before, after in pairwise(ordered)]
+    even = len(ordered) == len(values) and steps and all(math.isclose(step, steps[0], rel_tol=1e-9) for step in steps)
+    return steps[0] if even else None
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """What a residual branch takes with it."""
+class Effect:
+    """What a step settles beside its target: how narrow groups get, what is void, and, where another model stands in,
+    the layers of that."""
 
-    layers: frozenset[str] = frozenset()
-    groups: frozenset[str] = frozenset()
+    widths: Mapping[str, int] = field(default_factory=dict)
+    void: Void = field(default_factory=Void)
+    stands: frozenset[str] | None = None
+
+
+def effects(graph: Graph) -> Callable[[Step], Effect]:
+    """The effects of steps about this model, each found once."""
+
+    @cache
+    def effect(step: Step) -> Effect:
+        method = method_of(type(step.config))
+        own = method.stand_in(step.config, graph)
+        if own is not None:
+            return Effect(stands=frozenset(own.layers))
+        found = method.widths(step.target, step.config, graph)
+        return Effect(found, method.void(step.target, step.config, graph))
+
+    return effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +103,15 @@ class Slowing:
 class Space:
     """All decisions about one model, in stage order.
 
-    `channels` are the widths of the free groups, `students` what each of them keeps in a student, and `gone` what goes
-    with a group's last channel. `own_students` are the layers of each student that the task brings itself: nothing but
-    their number formats is decided further. `elsewhere` are the layers that only such students have.
+    `channels` are the widths of the free groups, `effect` what each step settles beside its target. `elsewhere` are the
+    layers that only models have which may stand in: nothing but their number formats is decided. `always` are the steps
+    that hardware leaves no choice about.
     """
 
     fingerprint: str
     decisions: tuple[Decision, ...]
     channels: Mapping[str, int] = field(default_factory=dict)
-    students: Mapping[Student, Mapping[str, int]] = field(default_factory=dict)
-    gone: Mapping[str, Gone] = field(default_factory=dict)
-    own_students: Mapping[Student, frozenset[str]] = field(default_factory=dict)
+    effect: Callable[[Step], Effect] = lambda step: Effect()
     elsewhere: frozenset[str] = frozenset()
     slowing: tuple[Slowing, ...] = ()
     always: tuple[Step, ...] = ()
@@ -99,6 +126,14 @@ class Space:
 
     def of(self, method: type[Config]) -> tuple[Decision, ...]:
         return tuple(decision for decision in self.decisions if decision.method is method)
+
+    def approached(self, *approaches: Approach) -> tuple[Decision, ...]:
+        return tuple(decision for decision in self.decisions if decision.by.approach in approaches)
+
+    def drops(self, decision: Decision) -> bool:
+        """Whether its strongest option leaves nothing of a group, so that a residual branch goes."""
+        strongest = decision.options[-1]
+        return strongest is not None and 0 in self.effect(Step(decision.target, strongest)).widths.values()
 
     def plan(self, choice: Choice) -> Plan:
         """The canonical plan of a choice: equal models give equal plans."""
@@ -119,42 +154,42 @@ class Space:
         return {decision.name: decision.values[choice.get(decision.name, 0)] for decision in self.decisions}
 
     def from_values(self, values: Mapping[str, Any]) -> dict[str, int]:
-        return {name: self.by_name[name].values.index(value) for name, value in values.items()}
+        return {name: self.by_name[name].position(value) for name, value in values.items()}
 
     def canonical(self, plan: Plan) -> Plan:
-        """The plan without the steps that change nothing: decisions to keep what is there, decisions about what a
-        dropped branch takes with it, and widths that the student's narrower ones decide already; with the steps that
-        every plan has."""
+        """The plan without the steps that change nothing: decisions to keep what is there, decisions about what another
+        one makes void, and widths that are narrower already by decisions of earlier stages; with the steps that every
+        plan has."""
         given = {(type(step.config), step.target) for step in plan.steps}
         forced = tuple(step for step in self.always if (type(step.config), step.target) not in given)
         plan = Plan(plan.fingerprint, (*plan.steps, *forced))
-        student = next(iter(plan.configs(Student).values()), None)
-        if student is not None and student in self.own_students:
-            return self._standing(plan, self.own_students[student])
-        widths = self.students.get(student, {}) if student else {}
-        dropped = [self.gone[g] for g, c in plan.configs(Prune).items() if c.keep == 0 and g in self.gone]
-        lost_layers = self.elsewhere.union(*(gone.layers for gone in dropped))
-        lost_groups = frozenset[str]().union(*(gone.groups for gone in dropped))
+        found = [self.effect(step) for step in plan.steps]
+        stands = next((effect.stands for effect in found if effect.stands is not None), None)
+        if stands is not None:
+            return Plan(plan.fingerprint, tuple(self._standing(plan.steps, found, stands)))
+        return Plan(plan.fingerprint, tuple(self._mattering(plan.steps, found)))
 
-        def matters(step: Step) -> bool:
-            config, target = step.config, step.target
-            if isinstance(config, Prune):
-                limit = widths.get(target, self.channels.get(target, config.keep + 1))
-                return config.keep < limit and target not in lost_groups
-            if isinstance(config, Quantize):
-                return config.dtype is not DType.FP32 and target not in lost_layers
-            return isinstance(config, Student) or target not in lost_layers
+    def _mattering(self, steps: Sequence[Step], found: Sequence[Effect]) -> Iterator[Step]:
+        lost = {
+            Scope.LAYER: self.elsewhere.union(*(effect.void.layers for effect in found)),
+            Scope.GROUP: frozenset[str]().union(*(effect.void.groups for effect in found)),
+            Scope.MODEL: frozenset[str](),
+        }
+        narrowest = dict(self.channels)
+        for step, effect in zip(steps, found, strict=True):
+            method = method_of(type(step.config))
+            wide = effect.widths and all(width >= narrowest.get(g, math.inf) for g, width in effect.widths.items())
+            if not wide and not method.is_idle(step.config) and step.target not in lost[method.scope]:
+                yield step
+            narrowest |= {g: min(width, narrowest.get(g, width)) for g, width in effect.widths.items()}
 
-        return Plan(plan.fingerprint, tuple(step for step in plan.steps if matters(step)))
-
-    def _standing(self, plan: Plan, layers: frozenset[str]) -> Plan:
-        def matters(step: Step) -> bool:
-            config = step.config
-            if isinstance(config, Quantize):
-                return config.dtype is not DType.FP32 and step.target in layers
-            return isinstance(config, Student)
-
-        return Plan(plan.fingerprint, tuple(step for step in plan.steps if matters(step)))
+    def _standing(self, steps: Sequence[Step], found: Sequence[Effect], layers: frozenset[str]) -> Iterator[Step]:
+        """What stands in, and the formats of its layers."""
+        for step, effect in zip(steps, found, strict=True):
+            method = method_of(type(step.config))
+            formats = method.approach is Approach.FORMAT and step.target in layers and not method.is_idle(step.config)
+            if effect.stands is not None or formats:
+                yield step
 
     def document(self) -> dict[str, list[Value]]:
         """Parameter → its values from mildest to strongest, to tell whether a stored study searched the same space."""
@@ -166,64 +201,57 @@ def find_space(
     methods: Sequence[Method],
     capabilities: Capabilities,
     seconds: Callable[[Plan], Sequence[float]] | None = None,
-    decisions: Sequence[str] = DECISIONS,
+    decisions: Sequence[str] | None = None,
 ) -> Space:
-    """The decisions that the methods offer about a traced model on a device.
+    """The decisions that the methods (those named in `decisions`, if given) offer about a traced model on a device.
 
     `seconds` are the predicted times of a plan on the devices: options that shorten none of them, neither in fp32 nor
     beside int8 everywhere, each against the next milder one, are left out. Without it all are offered.
     """
-    always = _only_format(graph, methods, capabilities)
-    if always:
-        decisions = [kind for kind in decisions if kind != "quantize"]
-    found = [
-        _decision(method, target, method.options(target, graph, capabilities), graph)
-        for method in methods
-        if _KINDS[method.config] in decisions
-        for target in method.targets(graph)
-    ]
-    if "quantize" in decisions:
-        found += _formats_elsewhere(graph, methods, capabilities)
-    space = replace(_space(graph, [decision for decision in found if len(decision.options) > 1]), always=always)
-    if seconds is None:
-        return space
-    contexts = [{}, {d.name: 1 for d in space.of(Quantize)}]
-    slowing: list[Slowing] = []
-    paying = [_paying(d, space, contexts, seconds, slowing) for d in space.decisions]
-    return replace(
-        _space(graph, [decision for decision in paying if len(decision.options) > 1]),
-        slowing=tuple(slowing),
+    always = _forced(graph, methods, capabilities)
+    settled = {type(step.config) for step in always}
+    offered = [m for m in methods if m.config not in settled and (decisions is None or m.name in decisions)]
+    found = [_decision(method, target, graph, capabilities) for method in offered for target in method.targets(graph)]
+    found += _formats_elsewhere(graph, offered, capabilities)
+    elsewhere = (
+        frozenset(layer for student in graph.students.values() for layer in student.layers) - graph.layers.keys()
+    )
+    space = Space(
+        graph.fingerprint,
+        _open(found),
+        {name: group.channels for name, group in graph.free_groups.items()},
+        effects(graph),
+        elsewhere,
         always=always,
     )
+    if seconds is None:
+        return space
+    slowing: list[Slowing] = []
+    paying = [_paying(d, space, _contexts(space), seconds, slowing) for d in space.decisions]
+    return replace(space, decisions=_open(paying), slowing=tuple(slowing))
 
 
 def single_plans(space: Space) -> Iterator[Plan]:
     """Every option by itself, in fp32 and beside int8 everywhere."""
-    for context in ({}, {d.name: 1 for d in space.of(Quantize)}):
+    for context in _contexts(space):
         for decision in space.decisions:
             for index in range(len(decision.options)):
                 yield space.plan({**context, decision.name: index})
 
 
-_KINDS: dict[type[Config], str] = {Student: "student", Prune: "prune", LowRank: "low_rank", Quantize: "quantize"}
+def _contexts(space: Space) -> list[dict[str, int]]:
+    """What everything else is looked at beside: the layers as they are, and the mildest other format everywhere."""
+    return [{}, {decision.name: 1 for decision in space.approached(Approach.FORMAT)}]
 
 
-def _decision(method: Method, target: str, options: tuple[Config | None, ...], graph: Graph) -> Decision:
-    values = tuple(_value(option, target, method.config, graph) for option in options)
-    return Decision(f"{_KINDS[method.config]}:{target}", target, method.config, options, values)
+def _open(decisions: Iterable[Decision]) -> tuple[Decision, ...]:
+    return tuple(decision for decision in decisions if len(decision.options) > 1)
 
 
-def _value(option: Config | None, target: str, method: type[Config], graph: Graph) -> Value:
-    if isinstance(option, Prune):
-        return option.keep
-    if isinstance(option, Student):
-        return option.width
-    if isinstance(option, LowRank):
-        return f"{option.kind}:{option.rank}"
-    if isinstance(option, Quantize):
-        return option.dtype.value
-    untouched: dict[type[Config], Value] = {Student: 1.0, LowRank: UNFACTORISED, Quantize: DType.FP32.value}
-    return graph.groups[target].channels if method is Prune else untouched[method]
+def _decision(method: Method, target: str, graph: Graph, capabilities: Capabilities) -> Decision:
+    options = tuple(method.options(target, graph, capabilities))
+    values = tuple(method.value(target, option, graph) for option in options)
+    return Decision(f"{method.name}:{target}", target, method.config, options, values)
 
 
 def _formats_elsewhere(graph: Graph, methods: Sequence[Method], capabilities: Capabilities) -> list[Decision]:
@@ -231,50 +259,23 @@ def _formats_elsewhere(graph: Graph, methods: Sequence[Method], capabilities: Ca
     found: dict[str, Decision] = {}
     for student in graph.students.values():
         for method in methods:
-            if method.config is Quantize:
+            if method.approach is Approach.FORMAT:
                 for target in set(method.targets(student)) - graph.layers.keys():
-                    options = method.options(target, student, capabilities)
-                    found[target] = _decision(method, target, options, student)
-    return [found[target] for target in sorted(found)]
+                    decision = _decision(method, target, student, capabilities)
+                    found[decision.name] = decision
+    return [found[name] for name in sorted(found)]
 
 
-def _only_format(graph: Graph, methods: Sequence[Method], capabilities: Capabilities) -> tuple[Step, ...]:
-    """What every layer computes in on hardware without fp32."""
-    if DType.FP32 in capabilities.dtypes:
-        return ()
-    targets = {
-        target
+def _forced(graph: Graph, methods: Sequence[Method], capabilities: Capabilities) -> tuple[Step, ...]:
+    """What hardware leaves no choice about: a format of every layer, where it has no other."""
+    found = {
+        (method.stage, method.name, target): Step(target, config)
         for method in methods
-        if method.config is Quantize
         for traced in (graph, *graph.students.values())
         for target in method.targets(traced)
+        if (config := method.forced(target, traced, capabilities)) is not None
     }
-    return tuple(Step(target, Quantize(DType.INT8)) for target in sorted(targets))
-
-
-def _space(graph: Graph, decisions: Sequence[Decision]) -> Space:
-    students = [option for d in decisions for option in d.options if isinstance(option, Student)]
-    own = {student: frozenset(graph.students[student.width].layers) for student in students if graph.students}
-    return Space(
-        graph.fingerprint,
-        tuple(decisions),
-        {name: group.channels for name, group in graph.free_groups.items()},
-        {student: student_keep(graph, student.width) for student in students if student not in own},
-        {name: _gone(graph, name, graph.branches[g.branch]) for name, g in graph.free_groups.items() if g.branch},
-        own,
-        frozenset[str]().union(*own.values()) - graph.layers.keys(),
-    )
-
-
-def _gone(graph: Graph, dropping: str, branch: Branch) -> Gone:
-    """Everything inside the branch, but not the decision that drops it."""
-    node_of = {str(n.target): n.name for n in graph.model.graph.nodes if n.op == "call_module"}
-    inside = {
-        name
-        for name, group in graph.free_groups.items()
-        if name != dropping and all(node_of.get(member.target) in branch.nodes for member in group.members)
-    }
-    return Gone(frozenset(branch.layers), frozenset(inside))
+    return tuple(found[place] for place in sorted(found))
 
 
 def _paying(
@@ -284,8 +285,8 @@ def _paying(
     seconds: Callable[[Plan], Sequence[float]],
     slowing: list[Slowing],
 ) -> Decision:
-    """The decision with the options that pay. Students are other models, and their formats are not seen from here."""
-    if decision.method is Student or decision.target in space.elsewhere:
+    """The decision with the options that pay. Other models, and their formats, are not seen from here."""
+    if decision.by.approach is Approach.MODEL or decision.target in space.elsewhere:
         return decision
 
     def times_with(index: int) -> list[float]:

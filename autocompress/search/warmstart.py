@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from autocompress.compression.methods.configs import LowRank, Prune, Quantize, Student
+from autocompress.compression.methods.method import Approach
 from autocompress.compression.plan import Plan
 from autocompress.search.knapsack import Knapsack
 from autocompress.search.sensitivity import NEARLY_LOSSLESS, Errors, Probes
@@ -13,9 +13,6 @@ from autocompress.search.space import Choice, Decision, Space
 
 FASTEST_SHARE = 0.5
 """Ladders of plans end at this share of the time of the plan they start from: below it, little accuracy is left."""
-
-EVERYWHERE = "int8"
-"""All layers alike: tried as it is, but plans are made on top of better int8 formats where there are any."""
 
 DENSER_MILD = 1.5
 """Exponent of a ladder's steps in speed-up; 1 is even steps."""
@@ -57,12 +54,12 @@ class WarmStart:
         found = [Proposal("original", {})] + [Proposal(name, choice) for name, choice in contexts[::-1] if choice]
         found.append(Proposal("strongest", {d.name: len(d.options) - 1 for d in self.space.decisions}))
         for name, context in contexts[::-1]:
-            if name == EVERYWHERE and len(contexts) > 2:
+            if name == self._format and len(contexts) > 2:
                 continue
             turns = zip_longest(*self._series(name, context))
             proposed = [proposal for turn in turns for proposal in turn if proposal is not None]
             proposed += [
-                Proposal(f"{name}, student {d.values[i]}", {**context, d.name: i}) for d, i in self._students()
+                Proposal(f"{name}, {d.by.name} {d.values[i]}", {**context, d.name: i}) for d, i in self._models()
             ]
             found += [proposal for proposal in proposed if self._price(proposal.choice) < floor_s]
         return _distinct(self.space, found)
@@ -74,18 +71,23 @@ class WarmStart:
 
     def contexts(self) -> list[tuple[str, dict[str, int]]]:
         """Number formats of all layers that further decisions are added to: fp32 first, the fastest last."""
-        layers = self.space.of(Quantize)
+        layers = self.space.approached(Approach.FORMAT)
         if not layers:
             return [("fp32", {})]
         everywhere = {decision.name: 1 for decision in layers}
         fastest = self._fastest_formats(everywhere)
         found = {
             "fp32": {},
-            EVERYWHERE: everywhere,
-            "int8 where tolerated": self._tolerated(fastest),
-            "int8 where it pays": fastest,
+            self._format: everywhere,
+            f"{self._format} where tolerated": self._tolerated(fastest),
+            f"{self._format} where it pays": fastest,
         }
         return list({self.space.plan(choice).key: (name, choice) for name, choice in found.items()}.values())
+
+    @property
+    def _format(self) -> str:
+        """All layers alike: tried as it is, but plans are made on top of better mixtures where there are any."""
+        return " or ".join(dict.fromkeys(str(v) for d in self.space.approached(Approach.FORMAT) for v in d.values[1:]))
 
     def _series(self, name: str, context: dict[str, int]) -> list[list[Proposal]]:
         return [
@@ -97,8 +99,8 @@ class WarmStart:
             [Proposal(f"{name}, bisected sensitivity", choice) for choice in self._bisected(context)],
         ]
 
-    def _students(self) -> list[tuple[Decision, int]]:
-        return [(d, index) for d in self.space.of(Student) for index in range(1, len(d.options))]
+    def _models(self) -> list[tuple[Decision, int]]:
+        return [(d, index) for d in self.space.approached(Approach.MODEL) for index in range(1, len(d.options))]
 
     def _price(self, choice: Choice) -> float:
         return self.seconds(self.space.plan(choice))
@@ -112,15 +114,16 @@ class WarmStart:
             while improved:
                 improved = False
                 for name in everywhere:
-                    flipped = {**choice, name: 1 - choice[name]}
-                    if (seconds := self._price(flipped)) < least:
-                        choice, least, improved = flipped, seconds, True
+                    for index in range(len(self.space.by_name[name].options)):
+                        changed = {**choice, name: index}
+                        if index != choice[name] and (seconds := self._price(changed)) < least:
+                            choice, least, improved = changed, seconds, True
             if least < best_s:
                 best, best_s = choice, least
         return {name: index for name, index in best.items() if index}
 
     def _tolerated(self, formats: dict[str, int]) -> dict[str, int]:
-        """Without the layers that make up most of what int8 loses, if it loses anything worth mentioning."""
+        """Without the layers that make up most of what a format loses, if it loses anything worth mentioning."""
         total = sum(self.errors[name][index] for name, index in formats.items())
         kept, loss = dict(formats), total
         for name in sorted(formats, key=lambda n: -self.errors[n][formats[n]]):
@@ -134,7 +137,7 @@ class WarmStart:
 
         The few that look best by themselves are probed beside those already gone: neighbours' losses don't add up.
         """
-        left = [d for d in self.space.of(Prune) if d.values[-1] == 0]
+        left = [d for d in self.space.approached(Approach.AMOUNT) if self.space.drops(d)]
         chosen, gone, steps = dict(context), dict[str, int](), list[dict[str, int]]()
         start = before = self._price(chosen)
         while left:
@@ -208,7 +211,7 @@ class WarmStart:
         return found
 
     def _structural(self) -> list[Decision]:
-        return [d for d in self.space.decisions if d.method in (Prune, LowRank)]
+        return list(self.space.approached(Approach.AMOUNT, Approach.REPLACEMENT))
 
     def _ladder(self, whole: float) -> list[float]:
         """Latencies from just below `whole`, or the budget, to FASTEST_SHARE of it; denser where little is lost."""

@@ -8,7 +8,10 @@ import torch
 
 from autocompress.compression.build import build, plan_kernels, restructure, widths
 from autocompress.compression.methods import methods
-from autocompress.compression.methods.configs import LowRank, Prune, Quantize, Student
+from autocompress.compression.methods.lowrank import LowRank
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
+from autocompress.compression.methods.student import Student
 from autocompress.compression.plan import WHOLE_MODEL, Plan, Step
 from autocompress.compression.repair.statistics import Statistics, collect
 from autocompress.graph import trace

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compression.build import build
-from autocompress.compression.methods.configs import Prune
+from autocompress.compression.methods.prune import Prune
 from autocompress.compression.plan import Plan, Step
 from autocompress.compression.tracing import fingerprint_of, trace_task
 from autocompress.devices import open_device

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from autocompress.compression.build import build, plan_kernels
-from autocompress.compression.methods.configs import Quantize
+from autocompress.compression.methods.quantize import Quantize
 from autocompress.compression.plan import Plan, Step
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import trace

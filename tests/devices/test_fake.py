@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from autocompress.compression.build import build, plan_kernels
-from autocompress.compression.methods.configs import Prune, Quantize
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
 from autocompress.compression.plan import Plan, Step
 from autocompress.devices import open_device
 from autocompress.devices.fake import FakeDevice, workloads

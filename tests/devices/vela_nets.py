@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compression.build import build
-from autocompress.compression.methods.configs import Quantize
+from autocompress.compression.methods.quantize import Quantize
 from autocompress.compression.plan import Plan, Step
 from autocompress.devices import open_device
 from autocompress.devices.base import NodeTime

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from autocompress.cli.terminal import verification_view
 from autocompress.compression.build import build
-from autocompress.compression.methods.configs import Quantize
+from autocompress.compression.methods.quantize import Quantize
 from autocompress.compression.plan import Plan, Step
 from autocompress.devices import open_device
 from autocompress.evidence.card import Card, Parity, card_path, read_card, write_card

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.compression.build import build, plan_kernels
-from autocompress.compression.methods.configs import Prune
+from autocompress.compression.methods.prune import Prune
 from autocompress.compression.plan import Plan, Step
 from autocompress.graph import trace
 from autocompress.graph.kernels import kernels_of

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autocompress.compression.build import build, plan_kernels
-from autocompress.compression.methods.configs import Quantize
+from autocompress.compression.methods.quantize import Quantize
 from autocompress.compression.plan import Plan, Step
 from autocompress.devices import open_device
 from autocompress.export.onnx import to_onnx

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.compression.methods.configs import Config, LowRank, Prune, Quantize
+from autocompress.compression.methods.lowrank import LowRank
+from autocompress.compression.methods.method import Config
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
 from autocompress.compression.plan import Plan, Step
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.config import Settings, to_document

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.compression.methods.configs import Config, LowRank, Prune, Quantize, Student
+from autocompress.compression.methods.lowrank import LowRank
+from autocompress.compression.methods.method import Config
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
+from autocompress.compression.methods.student import Student
 from autocompress.compression.plan import Plan, Step
 from autocompress.report import write_report
 from autocompress.report.plots import decisions, front_figure, prediction_figure, time_figure

@@ -8,11 +8,14 @@ from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
-from autocompress.compression.methods.configs import Prune, Quantize, Student
-from autocompress.compression.plan import Plan
+from autocompress.compression.methods.method import Void
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
+from autocompress.compression.methods.student import Student
+from autocompress.compression.plan import Plan, Step
 from autocompress.search.candidate import Candidate
 from autocompress.search.engine import Baseline, Lesson, Price, Start, Timing, Timings, Trained
-from autocompress.search.space import Decision, Gone, Space
+from autocompress.search.space import Decision, Effect, Space
 from autocompress.task.task import Score
 from autocompress.vocabulary.errors import BuildError, VerificationError
 from autocompress.vocabulary.workload import Artifact, DType, Kernels, Latency
@@ -38,9 +41,16 @@ def fake_space(blocks: int = 4, fingerprint: str = "feed") -> Space:
         fingerprint,
         tuple(decisions),
         channels=dict.fromkeys(groups, CHANNELS),
-        students={student: dict.fromkeys(groups, CHANNELS // 2)},
-        gone={group: Gone(layers=frozenset({group})) for group in groups},
+        effect=lambda step: _effect(step, groups),
     )
+
+
+def _effect(step: Step, groups: Sequence[str]) -> Effect:
+    if isinstance(step.config, Student):
+        return Effect(dict.fromkeys(groups, CHANNELS // 2))
+    if isinstance(step.config, Prune):
+        return Effect({step.target: step.config.keep}, Void(frozenset({step.target} if step.config.keep == 0 else ())))
+    return Effect()
 
 
 @dataclass

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from autocompress.compression.methods.configs import Prune, Quantize, Student
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
+from autocompress.compression.methods.student import Student
 from autocompress.compression.plan import Plan, Step
 from autocompress.devices import open_device
 from autocompress.evidence.card import read_card

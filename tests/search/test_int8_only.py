@@ -6,7 +6,8 @@ import pytest
 
 from autocompress.compression.build import plan_kernels
 from autocompress.compression.methods import methods
-from autocompress.compression.methods.configs import Prune, Quantize
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
 from autocompress.compression.plan import Plan
 from autocompress.devices.fake import FakeDevice
 from autocompress.devices.roofline import Rates

@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from autocompress.compression.methods.configs import Student
+from autocompress.compression.methods.student import Student
 from autocompress.search.candidate import Rung, Status
 from autocompress.search.config import load_settings
 from autocompress.search.loop import run

@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from autocompress.compression.methods import methods
-from autocompress.compression.methods.configs import LowRank, Prune, Quantize, Student
+from autocompress.compression.methods.lowrank import LowRank
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
+from autocompress.compression.methods.student import Student
 from autocompress.compression.plan import Plan, Step
 from autocompress.graph import trace
 from autocompress.search.profiling import sample_plans

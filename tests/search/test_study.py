@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from autocompress.compression.methods.configs import Prune
+from autocompress.compression.methods.prune import Prune
 from autocompress.compression.plan import Plan, Step
 from autocompress.search.candidate import Candidate, Rung, Status
 from autocompress.search.config import Settings

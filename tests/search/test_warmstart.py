@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.compression.methods.configs import Prune, Quantize
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
 from autocompress.search.sensitivity import Probes, probe
 from autocompress.search.warmstart import WarmStart, fastest_choice
 from autocompress.vocabulary.errors import BuildError

@@ -1,39 +1,52 @@
-"""Compression methods, in the order in which a plan's stages are applied. Adding one is a file and a line here."""
+"""Compression methods: found by their entry points, a file each, in the order in which a plan's stages are applied."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cache
 
-from autocompress.compression.methods.configs import Config
-from autocompress.graph.types import Graph
-from autocompress.vocabulary.workload import Capabilities, Kernel
-
-if TYPE_CHECKING:
-    from autocompress.compression.build import Workspace
+from autocompress.compression.methods.method import Config, Method
+from autocompress.vocabulary import plugins
+from autocompress.vocabulary.errors import ConfigError, PluginError, nearest
 
 
-class Method(Protocol):
-    """What every method can do with its own kind of decision."""
-
-    @property
-    def config(self) -> type[Config]: ...
-
-    def targets(self, graph: Graph) -> tuple[str, ...]:
-        """Groups, layers or WHOLE_MODEL that the method can decide about."""
-
-    def options(self, target: str, graph: Graph, capabilities: Capabilities) -> tuple[Config | None, ...]:
-        """Decisions from mildest to strongest; None, always first, leaves the target alone."""
-
-    def rewrite(self, kernels: dict[str, Kernel], target: str, config: Any, graph: Graph) -> None:
-        """Edits the kernels' shapes in place, as if the decision were applied: no weights, microseconds."""
-
-    def apply(self, work: "Workspace", target: str, config: Any) -> None:
-        """Edits the workspace's model in place."""
-
-
+@cache
 def methods() -> tuple[Method, ...]:
-    """All methods in stage order."""
-    from autocompress.compression.methods.lowrank import LowRankMethod
-    from autocompress.compression.methods.prune import PruneMethod
-    from autocompress.compression.methods.quantize import QuantizeMethod
-    from autocompress.compression.methods.student import StudentMethod
+    """All methods in stage order, those of one stage by name."""
+    found = [_made(name) for name in plugins.names(plugins.METHODS)]
+    return tuple(sorted(found, key=lambda method: (method.stage, method.name)))
 
-    return (StudentMethod(), PruneMethod(), LowRankMethod(), QuantizeMethod())
+
+def method_of(config_type: type[Config]) -> Method:
+    """The method whose decisions are of this type."""
+    try:
+        return _by_config()[config_type]
+    except KeyError:
+        raise ConfigError(
+            f"{config_type.__name__} is a decision of no installed method; installed: {', '.join(_by_name())}"
+        ) from None
+
+
+def method_named(name: str) -> Method:
+    """Raises ConfigError, naming the nearest."""
+    if name not in _by_name():
+        raise ConfigError(f"unknown method {name!r} in a plan: {nearest(name, _by_name())}")
+    return _by_name()[name]
+
+
+def _made(name: str) -> Method:
+    made = plugins.load(plugins.METHODS, name)
+    method = made() if isinstance(made, type) else made
+    if not isinstance(method, Method) or method.name != name:
+        raise PluginError(
+            f"{plugins.owner(plugins.METHODS, name)} declares {plugins.METHODS} {name!r}, which is "
+            f"{made!r}; it must be a subclass of Method whose name is {name!r}"
+        )
+    return method
+
+
+@cache
+def _by_config() -> dict[type[Config], Method]:
+    return {method.config: method for method in methods()}
+
+
+@cache
+def _by_name() -> dict[str, Method]:
+    return {method.name: method for method in methods()}

@@ -1,36 +1,54 @@
 """Low rank: a layer becomes two or three thinner ones whose product is close to it on the inputs it really sees."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from autocompress.compression.factorise import factorise, ranks
 from autocompress.compression.matrices import columns, kept_positions, window_of
-from autocompress.compression.methods.configs import Config, LowRank
+from autocompress.compression.methods.method import Approach, Label, Method, Scope
+from autocompress.compression.workspace import Workspace
 from autocompress.graph.types import Graph, Layer
 from autocompress.vocabulary.workload import Capabilities, Kernel, Workload
-
-if TYPE_CHECKING:
-    from autocompress.compression.build import Workspace
 
 FRACTIONS = (0.75, 0.5, 0.375, 0.25, 0.125)
 """Ranks on offer, as fractions of the full rank, before they are snapped to what the device steps in."""
 
 
-@dataclass(frozen=True, slots=True)
-class LowRankMethod:
+WHOLE = "whole"
+"""The value of a layer that is left alone."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LowRank:
+    """A layer becomes two (svd, spatial) or three (tucker2) thinner ones of the given rank."""
+
+    kind: str
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("svd", "spatial", "tucker2"):
+            raise ValueError(f"low-rank kind {self.kind!r} is not one of svd, spatial, tucker2")
+        if self.rank < 1:
+            raise ValueError(f"rank {self.rank} is below 1")
+
+
+class LowRankMethod(Method):
     """Options of a layer: ranks with fewer multiply-accumulates than the layer itself, most first.
 
     Parts that cost more time than they save (small layers, more conversions) are not left out: the price tells.
     """
 
-    config: type[LowRank] = LowRank
+    name = "low_rank"
+    config = LowRank
+    stage = 200
+    scope = Scope.LAYER
+    approach = Approach.REPLACEMENT
 
     def targets(self, graph: Graph) -> tuple[str, ...]:
         return tuple(name for name, layer in graph.layers.items() if _divisible(layer, graph))
 
-    def options(self, target: str, graph: Graph, capabilities: Capabilities) -> tuple[Config | None, ...]:
+    def options(self, target: str, graph: Graph, capabilities: Capabilities) -> Sequence[LowRank | None]:
         workload = graph.kernels[target].workload
         step = max(1, min(capabilities.channel_multiple.values(), default=1))
         found = {
@@ -40,6 +58,12 @@ class LowRankMethod:
             if (macs := sum(part.macs for part in parts(workload, config))) < workload.macs
         }
         return (None, *sorted(found, key=lambda config: (-found[config], config)))
+
+    def value(self, target: str, config: LowRank | None, graph: Graph) -> str:
+        return WHOLE if config is None else f"{config.kind}:{config.rank}"
+
+    def label(self, config: LowRank) -> Label:
+        return Label(f"{config.kind} {config.rank}", "low rank", "#e5989b")
 
     def rewrite(self, kernels: dict[str, Kernel], target: str, config: LowRank, graph: Graph) -> None:
         """Kernel "x" becomes "x#1", "x#2" (, "x#3") in its place, and so does every other call of the layer; the last
@@ -55,13 +79,14 @@ class LowRankMethod:
             if kernel.layer == target:
                 last[kernel.name] = part.name
 
-    def apply(self, work: "Workspace", target: str, config: LowRank) -> None:
+    def apply(self, work: Workspace, target: str, config: LowRank) -> None:
         gram = work.statistics.gram(target) if work.statistics is not None else None
         if gram is not None:
             inputs = kept_positions(work.graph, work.kept, target, produces=False)
             places = [*columns(inputs, window_of(work.graph.model.get_submodule(target))), gram.shape[0] - 1]
             gram = gram[places][:, places]
         factorise(work.model, target, config.kind, config.rank, gram)
+        work.changed = True
 
 
 def kinds(workload: Workload) -> tuple[str, ...]:

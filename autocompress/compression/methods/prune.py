@@ -1,34 +1,47 @@
 """Structured pruning: a channel group keeps its most important channels, or its residual branch goes."""
 
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
-from autocompress.compression.methods.configs import Config, Prune
-from autocompress.graph.types import Graph, Share
-from autocompress.vocabulary.workload import Capabilities, Kernel, Workload
-
-if TYPE_CHECKING:
-    from autocompress.compression.build import Workspace
+from autocompress.compression.methods.method import Approach, Kind, Label, Method, Scope, Void
+from autocompress.compression.workspace import Workspace
+from autocompress.graph.types import Graph
+from autocompress.vocabulary.workload import Capabilities
 
 _STEPS = 8
 """A group offers at most this many widths: every eighth of it, snapped to what the device likes."""
 
-_KEEPS_SIGN = frozenset({"pad", "slice", "max_pool", "avg_pool", "mean", "reshape", "transpose", "concat"})
+
+@dataclass(frozen=True, slots=True, order=True)
+class Prune:
+    """A group keeps its `keep` most important channels; 0 drops the residual branch that the group feeds."""
+
+    keep: int
+    importance: str = "reconstruction"
+
+    def __post_init__(self) -> None:
+        if self.keep < 0:
+            raise ValueError(f"a group can't keep {self.keep} channels")
 
 
-@dataclass(frozen=True, slots=True)
-class PruneMethod:
+@dataclass(frozen=True)
+class PruneMethod(Method):
     """Options of a group: widths in falling order; last, where the group feeds a branch of its own, nothing at all."""
 
-    config: type[Prune] = Prune
     importance: str = "reconstruction"
+
+    name = "prune"
+    config = Prune
+    stage = 100
+    scope = Scope.GROUP
+    approach = Approach.AMOUNT
+    kind = Kind.INTEGER
 
     def targets(self, graph: Graph) -> tuple[str, ...]:
         return tuple(graph.free_groups)
 
-    def options(self, target: str, graph: Graph, capabilities: Capabilities) -> tuple[Config | None, ...]:
+    def options(self, target: str, graph: Graph, capabilities: Capabilities) -> Sequence[Prune | None]:
         group = graph.groups[target]
         positions = len(group.members[0].index[0])
         multiple = min(capabilities.channel_multiple.values(), default=1)
@@ -37,11 +50,35 @@ class PruneMethod:
         drop = [Prune(0, self.importance)] if group.branch else []
         return (None, *cuts, *drop)
 
-    def rewrite(self, kernels: dict[str, Kernel], target: str, config: Prune, graph: Graph) -> None:
-        narrow_kernels(kernels, graph, {target: config.keep})
+    def value(self, target: str, config: Prune | None, graph: Graph) -> int:
+        return graph.groups[target].channels if config is None else config.keep
 
-    def apply(self, work: "Workspace", target: str, config: Prune) -> None:
+    def label(self, config: Prune) -> Label:
+        if config.keep == 0:
+            return Label("dropped", "dropped", "#343a40", alone=True)
+        return Label(f"keep {config.keep}", "narrowed", "#f4d58d")
+
+    def widths(self, target: str, config: Prune, graph: Graph) -> Mapping[str, int]:
+        return {target: config.keep}
+
+    def apply(self, work: Workspace, target: str, config: Prune) -> None:
         work.narrow(target, config.keep, config.importance)
+
+    def void(self, target: str, config: Prune, graph: Graph) -> Void:
+        """Everything inside the branch that is dropped."""
+        branch = graph.branches.get(graph.groups[target].branch or "")
+        if config.keep or branch is None:
+            return Void()
+        node_of = {str(n.target): n.name for n in graph.model.graph.nodes if n.op == "call_module"}
+        inside = {
+            name
+            for name, group in graph.free_groups.items()
+            if name != target and all(node_of.get(member.target) in branch.nodes for member in group.members)
+        }
+        return Void(frozenset(branch.layers), frozenset(inside))
+
+    def using(self, importance: str) -> Self:
+        return replace(self, importance=importance)
 
 
 def snapped_widths(channels: int, multiple: int) -> list[int]:
@@ -51,86 +88,3 @@ def snapped_widths(channels: int, multiple: int) -> list[int]:
         step //= 2
     step *= -(-channels // (_STEPS * step))
     return [width for width in range(channels - 1, 0, -1) if width % step == 0]
-
-
-def narrow_kernels(kernels: dict[str, Kernel], graph: Graph, widths: Mapping[str, int]) -> None:
-    """Rewrites the shapes of all kernels that the groups' channels pass, in place; width 0 drops the branch."""
-    dropped = [add for group, width in widths.items() if width == 0 and (add := graph.groups[group].branch)]
-    cuts: dict[str, list[tuple[int, Share]]] = defaultdict(list)
-    for name, width in widths.items():
-        gone = graph.groups[name].channels - width
-        for kernel, share in graph.shares[name].items() if gone and width else ():
-            cuts[kernel].append((gone, share))
-    for name, shares in cuts.items():
-        if name in kernels:
-            kernels[name] = _narrowed(kernels[name], shares)
-    if dropped:
-        _drop(kernels, graph, dropped)
-
-
-def _narrowed(kernel: Kernel, cuts: list[tuple[int, Share]]) -> Kernel:
-    w = kernel.workload
-    inputs, outputs, groups, size, out_size = w.in_channels, w.out_channels, w.groups, w.size, w.out_size
-    for gone, share in cuts:
-        inputs -= round(gone * share.inputs)
-        outputs -= round(gone * share.outputs)
-        groups -= round(gone * share.groups)
-        if share.size:
-            size = tuple(n - round(gone * times) for n, times in zip(size, share.size, strict=True))
-        if share.out_size:
-            out_size = tuple(n - round(gone * times) for n, times in zip(out_size, share.out_size, strict=True))
-    workload = Workload(w.op, inputs, outputs, size, out_size, w.window, w.stride, groups, w.dtype, w.fused)
-    return Kernel(kernel.name, kernel.layer, kernel.inputs, workload)
-
-
-def _drop(kernels: dict[str, Kernel], graph: Graph, adds: list[str]) -> None:
-    instead: dict[str, str] = {}
-    for add in adds:
-        *inside, closing = graph.branch_kernels[add]
-        if closing not in kernels:
-            continue
-        shortcut = _resolve(graph.branch_shortcuts[add], instead)
-        activation = kernels[closing].workload.fused
-        for name in inside:
-            kernels.pop(name, None)
-        needed = activation and not _non_negative(kernels, shortcut)
-        if needed and not _absorb(kernels, shortcut, activation):
-            _stand_alone(kernels, closing, shortcut, activation)
-            continue
-        del kernels[closing]
-        instead[closing] = shortcut
-    for name, kernel in kernels.items():
-        if any(i in instead for i in kernel.inputs):
-            inputs = tuple(dict.fromkeys(_resolve(i, instead) for i in kernel.inputs))
-            kernels[name] = kernel.with_inputs(inputs)
-
-
-def _resolve(name: str, instead: Mapping[str, str]) -> str:
-    while name in instead:
-        name = instead[name]
-    return name
-
-
-def _non_negative(kernels: Mapping[str, Kernel], name: str) -> bool:
-    """Whether a kernel's output can't be negative, so that a relu after it does nothing."""
-    kernel = kernels.get(name)
-    if kernel is None:
-        return False
-    if kernel.workload.fused:
-        return kernel.workload.fused[-1] == "relu"
-    return kernel.workload.op in _KEEPS_SIGN and all(_non_negative(kernels, i) for i in kernel.inputs)
-
-
-def _absorb(kernels: dict[str, Kernel], name: str, activation: tuple[str, ...]) -> bool:
-    """Fuses the activation that the add had into the shortcut's kernel, if a runtime could."""
-    kernel = kernels.get(name)
-    readers = sum(name in k.inputs for k in kernels.values())
-    if kernel is None or kernel.workload.fused or readers != 1 or kernel.workload.op not in ("conv", "linear", "add"):
-        return False
-    kernels[name] = kernel.with_workload(fused=activation)
-    return True
-
-
-def _stand_alone(kernels: dict[str, Kernel], closing: str, shortcut: str, activation: tuple[str, ...]) -> None:
-    kernel = kernels[closing]
-    kernels[closing] = kernel.with_inputs((shortcut,)).with_workload(op=activation[0], fused=activation[1:])

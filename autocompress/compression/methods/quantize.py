@@ -3,52 +3,97 @@
 import copy
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from autocompress.compression.fake_quant import FakeQuantize, is_quantizable, quantize_weight
-from autocompress.compression.methods.configs import Quantize
+from autocompress.compression.methods.method import Approach, Finishing, Label, Method, Scope
 from autocompress.compression.ranges import Observation, choose, observe
+from autocompress.compression.repair.bias_correction import correct_biases
+from autocompress.compression.workspace import Workspace
 from autocompress.graph.calls import calls
 from autocompress.graph.kernels import Fused, fuse
 from autocompress.graph.types import Graph
+from autocompress.task.batches import subset
 from autocompress.vocabulary.errors import BuildError
 from autocompress.vocabulary.precision import SCALE_KEEPING, absorbs_activation, is_fixed, quantised_tensors, resolve
 from autocompress.vocabulary.workload import WEIGHTED_OPS, Capabilities, DType, Kernel, Kernels
 
-if TYPE_CHECKING:
-    from autocompress.compression.build import Workspace
-
+CORRECTION_SAMPLES = 64
+"""Calibration samples that biases are corrected on: means need few."""
 
 INT8_KINDS = frozenset({"conv", "linear"})
 
 _SOFTMAX = frozenset({torch.ops.aten.softmax.int, torch.ops.aten._softmax.default})
 
 
-class QuantizeMethod:
+@dataclass(frozen=True, slots=True, order=True)
+class Quantize:
+    """A layer computes in `dtype`: INT8 is static QDQ, uint8 activations and int8 per-channel weights."""
+
+    dtype: DType
+
+
+class QuantizeMethod(Method):
     """A layer stays as it is (None) or computes in int8, on devices that have it."""
 
+    name = "quantize"
     config = Quantize
+    stage = 300
+    scope = Scope.LAYER
+    approach = Approach.FORMAT
 
     def targets(self, graph: Graph) -> tuple[str, ...]:
         """Layers that may change; transposed convolutions are left out, as ONNX Runtime has no int8 kernel for them."""
         return tuple(n for n, layer in graph.layers.items() if layer.frozen is None and layer.kind in INT8_KINDS)
 
-    def options(self, target: str, graph: Graph, capabilities: Capabilities) -> tuple[Quantize | None, ...]:
+    def options(self, target: str, graph: Graph, capabilities: Capabilities) -> Sequence[Quantize | None]:
         return (None, Quantize(DType.INT8)) if DType.INT8 in capabilities.dtypes else (None,)
 
+    def value(self, target: str, config: Quantize | None, graph: Graph) -> str:
+        return DType.FP32.value if config is None else config.dtype.value
+
+    def label(self, config: Quantize) -> Label:
+        return Label(config.dtype.value, "" if self.is_idle(config) else "8 bit", "#a8dadc")
+
     def rewrite(self, kernels: dict[str, Kernel], target: str, config: Quantize, graph: Graph) -> None:
+        self.rewrite_all(kernels, {target: config}, graph)
+
+    def rewrite_all(self, kernels: dict[str, Kernel], configs: Mapping[str, Quantize], graph: Graph) -> None:
         for name, kernel in kernels.items():
-            if kernel.layer == target:
+            config = configs.get(kernel.layer)
+            if config is not None and kernel.workload.dtype is not config.dtype:
                 kernels[name] = kernel.with_workload(dtype=config.dtype)
 
-    def apply(self, work: "Workspace", target: str, config: Quantize) -> None:
-        """Nothing yet: int8 is simulated once the model is final, for all layers together (`insert_fake_quant`)."""
+    def apply(self, work: Workspace, target: str, config: Quantize) -> None:
+        """Nothing yet: int8 is simulated once the model is final, for all layers together."""
+
+    def finish(self, model: GraphModule, configs: Mapping[str, Quantize], finishing: Finishing) -> None:
+        """Rounds as the runtime will. Given statistics, biases then take back what rounding shifted on average."""
+        int8 = {layer for layer, config in configs.items() if config.dtype is DType.INT8}
+        if not int8:
+            return
+        unrounded, inputs, statistics = copy.deepcopy(model), finishing.graph.example_inputs, finishing.statistics
+        batches = [batch for batch, _ in statistics.batches] if statistics else [inputs]
+        insert_fake_quant(model, int8, batches, inputs, finishing.ranges)
+        if statistics is not None:
+            correct_biases(model, unrounded, subset(statistics.batches, CORRECTION_SAMPLES), int8)
+
+    def is_idle(self, config: Quantize) -> bool:
+        return config.dtype is DType.FP32
+
+    def forced(self, target: str, graph: Graph, capabilities: Capabilities) -> Quantize | None:
+        return None if DType.FP32 in capabilities.dtypes else Quantize(DType.INT8)
+
+    def decode(self, values: Mapping[str, Any]) -> Quantize:
+        found = super().decode(values)
+        assert isinstance(found, Quantize)
+        return Quantize(DType(found.dtype))
 
 
 @dataclass(frozen=True, slots=True)

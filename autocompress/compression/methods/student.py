@@ -1,23 +1,18 @@
 """Student width: a narrower model, either a copy that inherits the most important channels or the task's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from autocompress.compression.methods.configs import Config, Student
-from autocompress.compression.methods.prune import narrow_kernels
+from autocompress.compression.methods.method import Approach, Label, Method, Scope
 from autocompress.compression.plan import WHOLE_MODEL
 from autocompress.graph import trace
 from autocompress.graph.types import Graph
 from autocompress.task.outputs import as_flat
 from autocompress.vocabulary.errors import TaskError, TraceError
-from autocompress.vocabulary.workload import Capabilities, Kernel, total_macs
-
-if TYPE_CHECKING:
-    from autocompress.compression.build import Workspace
+from autocompress.vocabulary.workload import Capabilities, total_macs
 
 WIDTHS = (0.875, 0.75, 0.625, 0.5)
 
@@ -26,19 +21,33 @@ CHANNEL_STEP = 4
 device, because a plan has to mean the same model everywhere."""
 
 
-@dataclass(frozen=True, slots=True)
-class StudentMethod:
+@dataclass(frozen=True, slots=True, order=True)
+class Student:
+    """A narrower copy of the whole model: every free group keeps `width` (0 < width < 1) of its channels."""
+
+    width: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width < 1:
+            raise ValueError(f"student width {self.width} is outside (0, 1)")
+
+
+class StudentMethod(Method):
     """Options of the whole model: its width as a fraction of the original's.
 
-    Narrowing is about copies; where the task brings students, `build.standing` puts these in the model's place.
+    Narrowing is about copies; students that the task brings stand in the model's place.
     """
 
-    config: type[Student] = Student
+    name = "student"
+    config = Student
+    stage = 0
+    scope = Scope.MODEL
+    approach = Approach.MODEL
 
     def targets(self, graph: Graph) -> tuple[str, ...]:
         return (WHOLE_MODEL,) if graph.students or graph.free_groups else ()
 
-    def options(self, target: str, graph: Graph, capabilities: Capabilities) -> tuple[Config | None, ...]:
+    def options(self, target: str, graph: Graph, capabilities: Capabilities) -> Sequence[Student | None]:
         """Widths that narrow the model differently from one another; the task's own where it brings students."""
         if graph.students:
             return (None, *(Student(width) for width in sorted(graph.students, reverse=True)))
@@ -46,12 +55,17 @@ class StudentMethod:
         distinct.pop((), None)
         return (None, *sorted(distinct.values(), reverse=True))
 
-    def rewrite(self, kernels: dict[str, Kernel], target: str, config: Student, graph: Graph) -> None:
-        narrow_kernels(kernels, graph, student_keep(graph, config.width))
+    def value(self, target: str, config: Student | None, graph: Graph) -> float:
+        return 1.0 if config is None else config.width
 
-    def apply(self, work: "Workspace", target: str, config: Student) -> None:
-        for group, keep in student_keep(work.graph, config.width).items():
-            work.narrow(group, keep)
+    def label(self, config: Student) -> Label:
+        return Label(f"x {config.width:g}", "narrowed", "#f4d58d")
+
+    def widths(self, target: str, config: Student, graph: Graph) -> Mapping[str, int]:
+        return {} if config.width in graph.students else student_keep(graph, config.width)
+
+    def stand_in(self, config: Student, graph: Graph) -> Graph | None:
+        return graph.students.get(config.width)
 
 
 def with_students(

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from autocompress.compression.build import Workspace, plan_kernels, restructure
-from autocompress.compression.methods.configs import LowRank, Prune, Quantize
-from autocompress.compression.methods.lowrank import LowRankMethod, parts
+from autocompress.compression.methods.lowrank import LowRank, LowRankMethod, parts
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
 from autocompress.compression.plan import Plan, Step
 from autocompress.graph.kernels import kernels_of
 from autocompress.graph.rewrites import apply_exact

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress.compression.methods.configs import Prune
-from autocompress.compression.methods.prune import PruneMethod, narrow_kernels, snapped_widths
+from autocompress.compression.methods.prune import Prune, PruneMethod, snapped_widths
+from autocompress.compression.narrowing import narrow_kernels
 from autocompress.graph import trace
 from autocompress.graph.cut import cut, drop_branch
 from autocompress.graph.kernels import kernels_of

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from autocompress.compression.fake_quant import FakeQuantize, QuantizedLayer, quantize_weight
-from autocompress.compression.methods.configs import Quantize
-from autocompress.compression.methods.quantize import QuantizeMethod, insert_fake_quant
+from autocompress.compression.methods.quantize import Quantize, QuantizeMethod, insert_fake_quant
 from autocompress.compression.ranges import Observation, choose
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.kernels import kernels_of

@@ -11,8 +11,16 @@ from torch import nn
 
 from autocompress.compression.build import plan_kernels, restructure, widths
 from autocompress.compression.methods import methods
-from autocompress.compression.methods.configs import Prune, Quantize, Student
-from autocompress.compression.methods.student import CHANNEL_STEP, WIDTHS, StudentMethod, student_keep, with_students
+from autocompress.compression.methods.prune import Prune
+from autocompress.compression.methods.quantize import Quantize
+from autocompress.compression.methods.student import (
+    CHANNEL_STEP,
+    WIDTHS,
+    Student,
+    StudentMethod,
+    student_keep,
+    with_students,
+)
 from autocompress.compression.plan import WHOLE_MODEL, Plan, Step
 from autocompress.graph.kernels import kernels_of
 from autocompress.graph.rewrites import apply_exact
