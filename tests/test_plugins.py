@@ -7,14 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from autocompress.compression import methods as registry
 from autocompress.devices import open_device
 from autocompress.vocabulary import plugins
 from autocompress.vocabulary.errors import DeviceError, PluginError
 from tests import third_party
 
+_TASK = """
+import torch
+import autocompress as ac
+from tests.zoo import make
+
+model, inputs = make("mobilenet")
+images = torch.randn(32, *inputs.shape[1:], generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    batches = [(images, model(images).argmax(1))]
+task = ac.Task(model=model, example_inputs=inputs, calibration=batches, validation=batches)
+"""
+
 Installer = Callable[[str, str, Mapping[str, str]], None]
 
-GROUPS = (plugins.DEVICES, plugins.IMPORTANCES)
+GROUPS = (plugins.DEVICES, plugins.IMPORTANCES, plugins.METHODS)
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +41,8 @@ def forgetful() -> Iterator[None]:
 def _forget() -> None:
     plugins._declared.cache_clear()
     plugins.load.cache_clear()
+    for found in (registry.methods, registry._by_config, registry._by_name):
+        found.cache_clear()
 
 
 @pytest.fixture
@@ -70,6 +85,13 @@ def test_one_failing_device_leaves_the_others_alone(installed: Installer) -> Non
         open_device("broken:board")
     with pytest.raises(PluginError, match="acme-broken"):
         open_device("no such device")
+
+
+@pytest.mark.parametrize("value", ["builtins:dict", "autocompress.compression.methods.prune:PruneMethod"])
+def test_a_method_that_is_none_or_has_another_name_is_refused(value: str, installed: Installer) -> None:
+    installed("acme-odd", plugins.METHODS, {"odd": value})
+    with pytest.raises(PluginError, match=r"acme-odd 2.5 declares .*'odd'.*subclass of Method whose name is 'odd'"):
+        registry.methods()
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -134,3 +156,20 @@ def test_it_keeps_every_contract(acme: Path) -> None:
     found = third_party.python(acme, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contracts", *chosen)
     assert found.returncode == 0, found.stdout[-3000:]
     assert "passed" in found.stdout
+
+
+@pytest.mark.slow
+def test_a_search_uses_all_three(acme: Path, tmp_path: Path) -> None:
+    """Its device times, its method is among the plans, its importance chose the channels that pruning keeps."""
+    (tmp_path / "mine.py").write_text(_TASK)
+    settings = 'device = "acme:board"\nimportance = "largest"\ntrials = 14\ndecisions = ["crop", "prune"]\n'
+    settings += "fine_tuning = { enabled = false }\n"
+    (tmp_path / "run.toml").write_text(settings)
+    asked = [str(tmp_path / "mine.py:task"), "--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")]
+    found = third_party.python(acme, "-m", "autocompress.cli", "search", *asked)
+    assert found.returncode == 0, found.stderr
+    plans = [json.loads(path.read_text()) for path in (tmp_path / "run" / "plans").glob("*.json")]
+    steps = [step for plan in plans for step in plan["steps"]]
+    assert {"crop", "prune"} <= {step["method"] for step in steps}
+    assert {step["importance"] for step in steps if step["method"] == "prune"} == {"largest"}
+    assert 'device = "acme:board"' in (tmp_path / "run" / "run.toml").read_text()

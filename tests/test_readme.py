@@ -13,7 +13,6 @@ from autocompress.cli import app as cli
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 TEST_COMMAND = ".venv/bin/python -m pytest"
 
 
@@ -71,12 +70,6 @@ def test_the_onnx_file_of_the_models_page_can_be_inspected(tmp_path: Path) -> No
     subprocess.run([sys.executable, *script.split()[1:]], cwd=tmp_path, check=True, capture_output=True, timeout=120)
     assert "Where the time goes" in autocompress(command, tmp_path, timeout=120)
     assert search.startswith("autocompress search onnx_task.py")
-
-
-def test_the_method_shown_is_the_method_there_is() -> None:
-    name = "autocompress/compression/methods/student.py"
-    shown = files_of(EXTENDING)[name].split("\n", 1)[1].strip()
-    assert shown in (ROOT / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

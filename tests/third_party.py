@@ -15,7 +15,7 @@ EXTENDING = ROOT / "docs" / "extending.md"
 def shown_package() -> dict[str, str]:
     """File → text: the document's blocks that begin with a comment that names a file."""
     blocks = re.findall(r"```(?:python|toml)\n(# (\S+)\n.*?)```", EXTENDING.read_text(encoding="utf-8"), re.DOTALL)
-    return {name: text for text, name in blocks if not name.startswith("autocompress/")}
+    return {name: text for text, name in blocks}
 
 
 def install(folder: Path, files: Mapping[str, str]) -> Path:

@@ -20,8 +20,7 @@ from autocompress.compression.importance import score_channels
 from autocompress.compression.matrices import solve
 from autocompress.compression.methods.lowrank import LowRank
 from autocompress.compression.methods.prune import Prune
-from autocompress.compression.methods.quantize import Quantize
-from autocompress.compression.methods.quantize import insert_fake_quant
+from autocompress.compression.methods.quantize import Quantize, insert_fake_quant
 from autocompress.compression.plan import Plan, Step
 from autocompress.compression.repair.statistics import Statistics, collect
 from autocompress.export.onnx import to_onnx

@@ -8,7 +8,7 @@ from autocompress.compression.build import plan_kernels
 from autocompress.compression.methods import methods
 from autocompress.compression.methods.prune import Prune
 from autocompress.compression.methods.quantize import Quantize
-from autocompress.compression.plan import Plan
+from autocompress.compression.plan import Plan, Step
 from autocompress.devices.fake import FakeDevice
 from autocompress.devices.roofline import Rates
 from autocompress.graph import trace
@@ -43,7 +43,7 @@ def test_no_format_is_decided_and_all_are_int8(graph, space) -> None:  # type: i
     assert not space.of(Quantize)
     for plan in sample_plans(space, 8, seed=0):
         dropped = {group for group, config in plan.configs(Prune).items() if config.keep == 0}
-        lost = {layer for group in dropped for layer in space.gone[group].layers}
+        lost = {layer for group in dropped for layer in space.effect(Step(group, Prune(0))).void.layers}
         assert plan.configs(Quantize).keys() == graph.layers.keys() - lost
         assert space.canonical(plan) == plan
         assert space.plan(space.choice(plan)) == plan

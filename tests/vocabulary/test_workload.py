@@ -4,8 +4,7 @@ import pytest
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule
 
-from autocompress.compression.methods.lowrank import LowRank
-from autocompress.compression.methods.lowrank import LowRankMethod
+from autocompress.compression.methods.lowrank import LowRank, LowRankMethod
 from autocompress.graph import Graph
 from autocompress.vocabulary.workload import Kernel, Workload, distinct_weights, layer_of, total_macs
 
