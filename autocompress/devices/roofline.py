@@ -10,9 +10,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from autocompress.vocabulary.errors import ProfileError, nearest
+from autocompress.vocabulary.formats import FORMATS
 from autocompress.vocabulary.workload import WEIGHTED_OPS, DType, Workload
-
-_BYTES = {DType.FP32: 4, DType.INT8: 1}
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -48,7 +47,9 @@ def roofline(workload: Workload, rates: Rates) -> float:
     if w.op in WEIGHTED_OPS:
         padded = ceil_to(w.in_channels, multiple) * ceil_to(w.out_channels, multiple) / (w.in_channels * w.out_channels)
     pace = rates.macs_per_s.get(w.dtype) or min(rates.macs_per_s.values())
-    return rates.launch_s + max(w.macs * padded / pace, w.elements * _BYTES[w.dtype] / rates.bytes_per_s)
+    return rates.launch_s + max(
+        w.macs * padded / pace, w.elements * FORMATS[w.dtype].activation_bits / 8 / rates.bytes_per_s
+    )
 
 
 def read_rates(path: Path) -> Rates:

@@ -21,11 +21,15 @@ from autocompress.graph.kernels import Fused, fuse
 from autocompress.graph.types import Graph
 from autocompress.task.batches import subset
 from autocompress.vocabulary.errors import BuildError
+from autocompress.vocabulary.formats import FORMATS, Mode, formats_of
 from autocompress.vocabulary.precision import SCALE_KEEPING, absorbs_activation, is_fixed, quantised_tensors, resolve
 from autocompress.vocabulary.workload import WEIGHTED_OPS, Capabilities, DType, Kernel, Kernels
 
 CORRECTION_SAMPLES = 64
 """Calibration samples that biases are corrected on: means need few."""
+
+TRAINED_IN = DType.FP32
+"""What a layer computes in that is left alone."""
 
 INT8_KINDS = frozenset({"conv", "linear"})
 
@@ -53,13 +57,16 @@ class QuantizeMethod(Method):
         return tuple(n for n, layer in graph.layers.items() if layer.frozen is None and layer.kind in INT8_KINDS)
 
     def options(self, target: str, graph: Graph, capabilities: Capabilities) -> Sequence[Quantize | None]:
-        return (None, Quantize(DType.INT8)) if DType.INT8 in capabilities.dtypes else (None,)
+        offered = [row for row in formats_of(capabilities.dtypes) if row.dtype is not TRAINED_IN]
+        return (None, *(Quantize(row.dtype) for row in offered))
 
     def value(self, target: str, config: Quantize | None, graph: Graph) -> str:
-        return DType.FP32.value if config is None else config.dtype.value
+        return TRAINED_IN.value if config is None else config.dtype.value
 
     def label(self, config: Quantize) -> Label:
-        return Label(config.dtype.value, "" if self.is_idle(config) else "8 bit", "#a8dadc")
+        return Label(
+            config.dtype.value, "" if self.is_idle(config) else f"{FORMATS[config.dtype].weight_bits} bit", "#a8dadc"
+        )
 
     def rewrite(self, kernels: dict[str, Kernel], target: str, config: Quantize, graph: Graph) -> None:
         self.rewrite_all(kernels, {target: config}, graph)
@@ -75,7 +82,7 @@ class QuantizeMethod(Method):
 
     def finish(self, model: GraphModule, configs: Mapping[str, Quantize], finishing: Finishing) -> None:
         """Rounds as the runtime will. Given statistics, biases then take back what rounding shifted on average."""
-        int8 = {layer for layer, config in configs.items() if config.dtype is DType.INT8}
+        int8 = {layer for layer, config in configs.items() if FORMATS[config.dtype].mode is Mode.STATIC}
         if not int8:
             return
         unrounded, inputs, statistics = copy.deepcopy(model), finishing.graph.example_inputs, finishing.statistics
@@ -85,10 +92,10 @@ class QuantizeMethod(Method):
             correct_biases(model, unrounded, subset(statistics.batches, CORRECTION_SAMPLES), int8)
 
     def is_idle(self, config: Quantize) -> bool:
-        return config.dtype is DType.FP32
+        return config.dtype is TRAINED_IN
 
     def forced(self, target: str, graph: Graph, capabilities: Capabilities) -> Quantize | None:
-        return None if DType.FP32 in capabilities.dtypes else Quantize(DType.INT8)
+        return None if TRAINED_IN in capabilities.dtypes else Quantize(formats_of(capabilities.dtypes)[0].dtype)
 
     def decode(self, values: Mapping[str, Any]) -> Quantize:
         found = super().decode(values)
