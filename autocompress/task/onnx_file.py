@@ -115,7 +115,8 @@ def _program(path: Path) -> Program:
 
 
 def _refusal(path: Path, why: object) -> str:
-    return f"can't take {path} as a model: {why}; give it as a torch.nn.Module, or export it otherwise"
+    told = " ".join(str(why).split())
+    return f"can't take {path} as a model: {told}; give it as a torch.nn.Module, or export it otherwise"
 
 
 def _examples(program: Program, given: Any) -> Flat:
@@ -321,7 +322,7 @@ def _like(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _difference(program: Program, model: fx.GraphModule, inputs: Flat, output: str, found: Agreement) -> str:
-    node = _first_difference(program, model, inputs)
+    node = " ".join(_first_difference(program, model, inputs).split())
     return (
         f"{program.path}: output {output!r} of its translation to torch differs from ONNX Runtime's: {found}; the "
         f"first node whose value differs is {node}; give the model as a torch.nn.Module"

@@ -23,6 +23,9 @@ _OURS = ("", "ai.onnx")
 class TranslationError(Exception):
     """What of a file can't be translated, in one line; who asked adds for what."""
 
+    def __init__(self, what: str) -> None:
+        super().__init__(" ".join(what.split()))  # a file's names may hold anything
+
 
 @dataclass(frozen=True, slots=True)
 class Input:
@@ -50,13 +53,24 @@ class Program:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.proto, self.external = _loaded(path)
+        self.notes: list[str] = []
+        try:
+            self._read()
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+        ) as error:  # names that are no text, types that are none
+            raise TranslationError(f"it is no valid ONNX file: {first_line(error)}") from error
+
+    def _read(self) -> None:
         self._graph = self.proto.graph
         self.opsets = {entry.domain: entry.version for entry in self.proto.opset_import}
         self._check()
         self._constants = {t.name: _constant(t) for t in self._graph.initializer}
         self.inputs = [_input(value) for value in self._graph.input if value.name not in self._constants]
         self.outputs = [_input(value) for value in self._graph.output]
-        self.notes: list[str] = []
 
     @property
     def quantised(self) -> int:
@@ -96,7 +110,7 @@ class Program:
             raise TranslationError(f"{place} {error} has no translation") from error
         except KeyError as error:
             raise TranslationError(f"{place} reads or needs {error}, which the file lacks") from error
-        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise TranslationError(f"{place} does not compute on these inputs: {first_line(error)}") from error
 
     def _opset(self, domain: str) -> int:
@@ -208,7 +222,8 @@ def _input(value: Any) -> Input:
     tensor = value.type.tensor_type
     if tensor.elem_type == TensorProto.STRING:
         raise TranslationError(f"{value.name!r} is text, not numbers; keep what reads text outside of the model")
-    shape = tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in tensor.shape.dim)
+    given = [axis.HasField("dim_value") and axis.dim_value >= 0 for axis in tensor.shape.dim]
+    shape = tuple(axis.dim_value if fixed else None for fixed, axis in zip(given, tensor.shape.dim, strict=True))
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None
     names = tuple(axis.dim_param for axis in tensor.shape.dim)
     return Input(value.name, shape, dtype, names)

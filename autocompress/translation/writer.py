@@ -404,8 +404,8 @@ def tensor_of(proto: Any) -> Tensor:
         return torch.from_numpy(bits).view(torch.bfloat16)
     try:
         return torch.from_numpy(np.array(numpy_helper.to_array(proto)))
-    except TypeError as error:
-        kind = TensorProto.DataType.Name(proto.data_type)
+    except (TypeError, KeyError) as error:
+        kind = next((n for n, number in TensorProto.DataType.items() if number == proto.data_type), proto.data_type)
         raise Unsupported(f"on constant {proto.name!r} of {kind}, which") from error
 
 

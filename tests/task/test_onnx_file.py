@@ -252,6 +252,7 @@ def one(op: str, domain: str = "", **attributes: Any) -> list[Any]:
 
 REFUSED: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "unknown operator": (one("Wonder"), X, r"operator Wonder \(node n\) has no translation"),
+    "a name of two lines": (one("Won\nder"), X, r"operator Won der \(node n\) has no translation"),
     "unknown domain": (one("Relu", "acme.ai"), X, r"operator acme.ai.Relu \(node n\) has no translation"),
     "sizes that depend on data": (one("NonZero"), X, r"operator NonZero .* \(data decide the size of what it makes\)"),
     "complex values": (one("DFT"), X, r"operator DFT .* \(its values are complex\)"),
@@ -290,6 +291,26 @@ def test_a_damaged_file_is_told_in_one_line(content: bytes | None, tmp_path: Pat
     with pytest.raises(TaskError, match=r"can't take .*net.onnx as a model: .*ONNX file") as caught:
         model_of(path, GIVEN)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_with_wrong_bytes_is_a_model_or_told_in_one_line(tmp_path: Path) -> None:
+    """Whatever lies in a file that somebody sent: no error but ours."""
+    draw = np.random.default_rng(0)
+    whole = channels_last(tmp_path / "whole.onnx").read_bytes()
+    names = np.frombuffer(whole, np.uint8)
+    places = np.flatnonzero((names >= 8) & (names < 128))
+    refused = 0
+    for _ in range(40):
+        content = bytearray(whole)
+        for place in draw.choice(places, 3):
+            content[place] = draw.integers(256)
+        (tmp_path / "net.onnx").write_bytes(content)
+        try:
+            model_of(tmp_path / "net.onnx", torch.from_numpy(floats(2, 8, 8, 3)))
+        except TaskError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused
 
 
 @pytest.mark.parametrize("place", ["../secret.bin", "/etc/hostname", "a/../../secret.bin", "C:\\secret.bin", ""])
