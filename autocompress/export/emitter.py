@@ -167,10 +167,20 @@ class Emitter(Writer):
             return self._dim(a["self"], a["dim"] % self.rank(a["self"])), int
         if calls(node, aten.sym_numel.default):
             return self.add_size("Size", self.value(node.args[0])), int
+        if calls(node, aten.sym_stride.int):
+            return self._stride(node), int
         made = sizes.compute(self, node.target, [self._number(x) for x in _flat(node.args)])
         if made is None:
             raise ExportError(f"node {node.name} ({node.target}) computes a size in a way that ONNX can't")
         return made
+
+    def _stride(self, node: Node) -> str:
+        """Of a contiguous tensor: what all axes behind it multiply to."""
+        a = arguments(node)
+        total = self.integers(1)
+        for size in self.dims(a["self"])[a["dim"] % self.rank(a["self"]) + 1 :]:
+            total = self.add_size("Mul", total, self.vector([size]))
+        return total
 
     def _number(self, source: Any) -> sizes.Written:
         return self._computed(source) if isinstance(source, Node) else sizes.number(self, source)

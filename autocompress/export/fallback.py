@@ -79,9 +79,10 @@ def _fixed(e: Emitter, source: Node) -> Any:
     return e.constants.get(source)
 
 
-def _by_decomposition(module: nn.Module, inputs: Sequence[Tensor], kinds: Sequence[TensorType]) -> onnx.ModelProto:
-    """torch's own decomposition tables applied until only operators remain that have an emitter."""
-    table = {op: way for op, way in _decompositions().items() if op not in FUNCTIONS}
+def _by_decomposition(module: _OneOperator, inputs: Sequence[Tensor], kinds: Sequence[TensorType]) -> onnx.ModelProto:
+    """torch's own decomposition tables applied until only operators remain that have an emitter; the operator itself,
+    whose emitter may not write this form of it, is decomposed in any case."""
+    table = {op: way for op, way in _decompositions().items() if op not in FUNCTIONS or op is module.target}
     shapes = tuple({axis: torch.export.Dim.AUTO for axis in kind.free} for kind in kinds)
     with quiet():
         program = torch.export.export(module, tuple(inputs), dynamic_shapes=(shapes,))

@@ -53,6 +53,7 @@ COMPOSED: dict[str, Callable[[Tensor], Any]] = {
     "cross_entropy-like": lambda x: nn.functional.smooth_l1_loss(x, x * 2, reduction="none"),
     "addr": lambda x: torch.addr(torch.zeros(4, 4), x[0, :, 0] * 1, torch.ones(4)) + x.mean(),
     "heaviside": lambda x: torch.heaviside(x, torch.ones(())),
+    "pixel_shuffle 5d": lambda x: nn.functional.pixel_shuffle(x.reshape(-1, 1, 4, 2, 3), 2),
     "narrow_copy": lambda x: aten.narrow_copy(x, 1, 1, 2),
     "atleast": lambda x: torch.atleast_3d(x) * torch.deg2rad(x),
     "pixel_unshuffle 5d": lambda x: nn.functional.pixel_unshuffle(x.reshape(-1, 2, 1, 2, 6), 2),

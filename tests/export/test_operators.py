@@ -77,6 +77,7 @@ UNARY: dict[str, Callable[..., Any]] = {
     "x ** -2": lambda x: x**-2,
     "x // 0.7": lambda x: x // 0.7,
     "x % 0.7": lambda x: x % 0.7,
+    "2 % x": lambda x: 2 % (x.abs() + 0.3),
     "fmod": lambda x: torch.fmod(x, 0.7),
     "rsub": lambda x: torch.rsub(x, 2.0, alpha=3),
     "div trunc": lambda x: torch.div(x, 0.3, rounding_mode="trunc"),
@@ -151,7 +152,7 @@ BOOLEANS: dict[str, Callable[..., Any]] = {
     "expand": lambda x, y: x[:, :1].expand(-1, 3, -1),
     "tril": lambda x, y: x.tril(),
     "cast": lambda x, y: [x.float(), x.long(), x.int()],
-    "xor number": lambda x, y: x ^ True,
+    "xor number": lambda x, y: [x ^ True, aten.bitwise_or.Scalar_Tensor(True, x), aten.bitwise_and.Scalar(y, True)],
 }
 REDUCING: dict[str, Callable[..., Any]] = {
     "mean": lambda x: [x.mean(1), x.mean((2, 3)), x.mean((2, 3), keepdim=True), x.mean(-1, keepdim=True)],
@@ -171,6 +172,7 @@ REDUCING: dict[str, Callable[..., Any]] = {
     "logsumexp": lambda x: [x.logsumexp(1), x.logsumexp((2, 3), keepdim=True)],
     "softmax": lambda x: [x.softmax(1), x.softmax(-1), x.log_softmax(1), F.softmin(x, 2)],
     "cumsum": lambda x: [x.cumsum(1), x.cumsum(-1)],
+    "cumprod": lambda x: [x.cumprod(1), x.cumprod(-1)],
     "topk": lambda x: [*x.topk(3, 2), *x.topk(2, -1, largest=False)],
     "sort": lambda x: [*x.sort(1), *x.sort(-1, descending=True), x.argsort(2)],
     "count_nonzero": lambda x: [torch.count_nonzero(x > 0, dim=1), (x > 0).sum((1, 2))],
@@ -358,6 +360,8 @@ INDEXING: dict[str, Callable[..., Any]] = {
                              x[:, :, 0, 0].scatter(1, i[:, None], x[:, :1, 1, 1]),
                              x[:, :, 0, 0].scatter_add(1, i[:, None], x[:, :1, 1, 1]),
                              torch.scatter_reduce(x[:, :, 0, 0], 1, i[:, None], x[:, :1, 1, 1], "sum")],
+    "masked_scatter": lambda x, i: x.masked_scatter(x > 0, x.abs() * 3),
+    "copy": lambda x, i: aten.copy(x, x[:, :1]) + aten.copy(x, torch.ones(8, dtype=torch.int64)),
     "select_scatter": lambda x, i: [torch.select_scatter(x, x[:, 0] * 2, 1, 2), x.select_scatter(x[:, 0, :, :], 1, -1)],
     "slice_scatter": lambda x, i: [x.slice_scatter(x[:, :2] * 2, 1, 1, 3), x.slice_scatter(x[..., :4] * 2, 3, 0, 8, 2),
                                    x.slice_scatter(x * 2, 1), x.slice_scatter(x[:, :, :3] * 2, 2, -3)],

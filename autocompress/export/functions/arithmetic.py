@@ -259,7 +259,7 @@ ARITHMETIC: dict[Any, Emit] = {
     **dict.fromkeys(both("div", "Tensor", "Scalar", "Tensor_mode", "Scalar_mode"), _divide),
     **dict.fromkeys(both("true_divide"), _divide),
     **dict.fromkeys([aten.floor_divide.default, aten.floor_divide.Scalar], _floor_divide),
-    **dict.fromkeys(both("remainder"), _remainder),
+    **dict.fromkeys(both("remainder", "Tensor", "Scalar", "Scalar_Tensor"), _remainder),
     **dict.fromkeys(both("fmod"), _fmod),
     aten.maximum.default: _binary("Max", on_bool="Or"),
     aten.max.other: _binary("Max", on_bool="Or"),

@@ -102,6 +102,7 @@ def _without_nan(e: Emitter, node: Node) -> str:
     return x
 
 
+_BITWISE = ("Tensor", "Scalar", "Scalar_Tensor")
 _COMPARISONS = (("eq", "Equal"), ("lt", "Less"), ("le", "LessOrEqual"), ("gt", "Greater"), ("ge", "GreaterOrEqual"))
 
 CHOOSING: dict[Any, Emit] = {
@@ -111,9 +112,9 @@ CHOOSING: dict[Any, Emit] = {
     aten.logical_or.default: _logic("Or"),
     aten.logical_xor.default: _logic("Xor"),
     aten.logical_not.default: _not,
-    **dict.fromkeys([*both("bitwise_and"), *both("__and__")], _bits("And")),
-    **dict.fromkeys([*both("bitwise_or"), *both("__or__")], _bits("Or")),
-    **dict.fromkeys([*both("bitwise_xor"), *both("__xor__")], _bits("Xor")),
+    **dict.fromkeys([*both("bitwise_and", *_BITWISE), *both("__and__")], _bits("And")),
+    **dict.fromkeys([*both("bitwise_or", *_BITWISE), *both("__or__")], _bits("Or")),
+    **dict.fromkeys([*both("bitwise_xor", *_BITWISE), *both("__xor__")], _bits("Xor")),
     aten.bitwise_not.default: _inverted_bits,
     aten.where.self: _where,
     aten.where.ScalarSelf: _where,

@@ -270,6 +270,24 @@ def _between(e: Emitter, x: Any, part: str, axis: int, start: int, end: int, siz
     return e.add("Concat", *parts, axis=axis) if len(parts) > 1 else part
 
 
+def _masked_scatter(e: Emitter, node: Node) -> str:
+    """The elements where the mask is true, taken one after the other from the source."""
+    a, dtype = arguments(node), e.dtype(node)
+    shape = e.add_size("Shape", e.value(a["self"]))
+    mask = e.add("Expand", e.cast_to(a["mask"], torch.bool), shape)
+    flat = e.add("Reshape", cast(e, mask, torch.int64), e.integers(-1))
+    count = e.add("CumSum", flat, e.constant(0, "int64"), exclusive=1)
+    source = e.add("Reshape", e.cast_to(a["source"], dtype), e.integers(-1))
+    last = e.add_size("Sub", e.add_size("Shape", source), e.integers(1))
+    taken = e.add("Gather", source, e.add("Min", count, last), axis=0)
+    return e.add("Where", mask, e.add("Reshape", taken, shape), e.value(a["self"]))
+
+
+def _copied(e: Emitter, node: Node) -> str:
+    a = arguments(node)
+    return e.add("Expand", e.cast_to(a["src"], e.dtype(node)), e.add_size("Shape", e.value(a["self"])))
+
+
 def _triangle(upper: int) -> Emit:
     """A matrix's part on one side of a diagonal, the rest zero."""
 
@@ -317,6 +335,8 @@ INDEXING: dict[Any, Emit] = {
     aten.scatter_reduce.two: _scatter(),
     aten.select_scatter.default: _select_scatter,
     aten.slice_scatter.default: _slice_scatter,
+    aten.masked_scatter.default: _masked_scatter,
+    aten.copy.default: _copied,
     aten.triu.default: _triangle(1),
     aten.tril.default: _triangle(0),
     aten.diagonal.default: _diagonal,

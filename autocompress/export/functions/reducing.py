@@ -164,6 +164,19 @@ def _cumulative_sum(e: Emitter, node: Node) -> str:
     return e.add("CumSum", e.cast_to(a["self"], e.dtype(node)), e.constant(int(a["dim"]) % e.rank(node), "int64"))
 
 
+def _cumulative_product(e: Emitter, node: Node) -> str | None:
+    """Every element of a fixed axis as the product of those up to it, the others taken as 1."""
+    a = arguments(node)
+    axis = a["dim"] % max(1, e.rank(node))
+    if not e.rank(node) or axis in e.type(node).free:
+        return None
+    size, dtype = e.type(node).one[axis], e.dtype(node)
+    upto = torch.ones(size, size).tril().bool().reshape(size, size, *[1] * (e.rank(node) - axis - 1))
+    spread = e.add("Unsqueeze", e.cast_to(a["self"], dtype), e.integers(axis))
+    kept = e.add("Where", e.constant(upto.numpy()), spread, e.value(1, dtype))
+    return reduced(e, "ReduceProd", kept, [axis + 1], False)
+
+
 def _count_nonzero(e: Emitter, node: Node) -> str:
     a = arguments(node)
     counted = cast(e, e.cast_to(a["self"], torch.bool), torch.int64)
@@ -229,6 +242,7 @@ REDUCING: dict[Any, Emit] = {
     aten.linalg_vector_norm.default: _norm,
     aten.logsumexp.default: _log_sum_exp,
     aten.cumsum.default: _cumulative_sum,
+    aten.cumprod.default: _cumulative_product,
     aten.count_nonzero.default: _count_nonzero,
     aten.count_nonzero.dim_IntList: _count_nonzero,
     aten.topk.default: _largest,
