@@ -162,7 +162,7 @@ def test_it_keeps_every_contract(acme: Path) -> None:
 def test_a_search_uses_all_three(acme: Path, tmp_path: Path) -> None:
     """Its device times, its method is among the plans, its importance chose the channels that pruning keeps."""
     (tmp_path / "mine.py").write_text(_TASK)
-    settings = 'device = "acme:board"\nimportance = "largest"\ntrials = 14\ndecisions = ["crop", "prune"]\n'
+    settings = 'device = "acme:board"\nimportance = "largest"\ntrials = 8\ndecisions = ["crop", "prune"]\n'
     settings += "fine_tuning = { enabled = false }\n"
     (tmp_path / "run.toml").write_text(settings)
     asked = [str(tmp_path / "mine.py:task"), "--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")]
