@@ -36,7 +36,6 @@ from autocompress.graph import trace
 from autocompress.graph.types import Graph
 from autocompress.search import Study
 from autocompress.search.config import load_settings, override
-from autocompress.search.profiling import one_sample
 from autocompress.task.calling import calling_of
 from autocompress.task.task import Loader, Score, Task
 from autocompress.vocabulary.workload import DType
@@ -191,7 +190,7 @@ def report(
     wall_s: float,
     study: Study,
 ) -> None:
-    example = one_sample(calling_of(task))
+    example = calling_of(task).one_sample()
     timed = measure(
         open_device("ort:cpu"), {str(i): m.path for i, m in enumerate(models)}, reference.path, example, rounds=ROUNDS
     )

@@ -9,6 +9,8 @@ import pytest
 import typer
 
 from autocompress.cli import app as cli
+from autocompress.task.checks import check_task
+from autocompress.task.loading import load_task
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +47,13 @@ def test_ci_runs_the_two_commands_of_the_readme() -> None:
     assert ci.rstrip().endswith(TEST_COMMAND)
     assert '-c constraints.txt -e ".[test,cifar]"' in install
     assert '-c constraints.txt -e ".[test,cifar,npu,openvino,qnn,tvm]"' in ci, "and the runtimes that are tested"
+
+
+def test_the_task_of_sentences_is_one(tmp_path: Path) -> None:
+    """Keyword inputs of several lengths, two outputs, a score that gets what the model returns."""
+    write(tmp_path, README)
+    calling = check_task(load_task(str(tmp_path / "my_sentences.py")))
+    assert calling.axes.varying == (frozenset({1}),) * 2 and calling.results == ("logits", "states")
 
 
 def test_the_command_table_names_every_command_and_no_other() -> None:

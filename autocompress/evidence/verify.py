@@ -254,7 +254,7 @@ def _times(
     device: Device, artifact: Path, task: Task, calling: Calling, rounds: int
 ) -> tuple[Latency, Latency, str] | tuple[None, None, str]:
     """The artifact's latency and the original's, or why there are none."""
-    sample = validation_samples(task, 1, calling)
+    sample = validation_samples(task, 1, calling) if calling.axes.usual else calling.one_sample()
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         plain = Path(folder) / "original.onnx"
         plain_onnx(flat_model(task.model, calling), calling.examples, plain)

@@ -8,7 +8,6 @@ from pathlib import Path
 from autocompress.devices import DEFAULT_DEVICE, Device, list_devices, open_device
 from autocompress.devices.measure import measure_across, reference_seconds, to_latency
 from autocompress.export.onnx import plain_onnx
-from autocompress.search.profiling import one_sample
 from autocompress.task.calling import calling_of, flat_model
 from autocompress.task.task import Task
 from autocompress.vocabulary.errors import DeviceError
@@ -37,7 +36,7 @@ def time_everywhere(task: Task, devices: Sequence[str] | None = None) -> list[Ru
     """
     names = devices if devices is not None else [row.name for row in list_devices() if row.usable]
     calling = calling_of(task)
-    sample = one_sample(calling)
+    sample = calling.one_sample()
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         path = Path(folder) / "original.onnx"
         plain_onnx(flat_model(task.model, calling), calling.examples, path)

@@ -45,7 +45,7 @@ from autocompress.search.candidate import Candidate
 from autocompress.search.config import Settings
 from autocompress.search.engine import Baseline, Lesson, Price, Setup, Start, Timings, Trained
 from autocompress.search.paying import paying_space
-from autocompress.search.profiling import Bench, one_sample, profile_bench
+from autocompress.search.profiling import Bench, profile_bench
 from autocompress.search.space import Space, find_space, single_plans
 from autocompress.search.targets import Target, Targets
 from autocompress.task.batches import subset
@@ -92,7 +92,7 @@ class TorchEvaluator:
         self._original = setup.folder / "models" / ORIGINAL
         self._original.parent.mkdir(parents=True, exist_ok=True)
         self._plain = plain_onnx(flat_model(task.model, self._calling), self._calling.examples, self._original)
-        sample = one_sample(self._calling)
+        sample = self._calling.one_sample()
         aims = [Target(profile, self._original, sample) for profile in self._profiles(setup)]
         self.targets = Targets(settings.objective, aims)
         self._teacher = Teacher(self.graph, settings.fine_tuning.precision)
@@ -276,7 +276,7 @@ class TorchEvaluator:
             return [load_profile(own)]
         device = open_device(self._settings.device)
         found = profile_bench(
-            Bench(self.graph, device, self._original, one_sample(self._calling), setup.folder),
+            Bench(self.graph, device, self._original, self._calling.one_sample(), setup.folder),
             seed=self._settings.seed, seconds=setup.seconds(),
             progress=lambda done, whole: setup.tell("setup", f"profiling the device, step {done} of {whole}"),
         )  # fmt: skip

@@ -23,7 +23,7 @@ from autocompress.graph.types import Graph
 from autocompress.profiles import Planned, Profile, calibrate, describe, measure_in_turns, measured_before, slug
 from autocompress.profiles.onboarding import choose_models, onboard
 from autocompress.search.space import Space, find_space
-from autocompress.task.calling import Calling, calling_of, flat_model
+from autocompress.task.calling import calling_of, flat_model
 from autocompress.task.checks import check_task
 from autocompress.task.task import Task
 from autocompress.vocabulary.errors import Failure, StorageError
@@ -106,7 +106,7 @@ def _bench(task: Task, device: str) -> Iterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         reference = Path(folder) / "original.onnx"
         plain_onnx(flat_model(task.model, calling), calling.examples, reference)
-        yield Bench(graph, opened, reference, one_sample(calling), Path(folder))
+        yield Bench(graph, opened, reference, calling.one_sample(), Path(folder))
 
 
 def profile_bench(
@@ -194,8 +194,3 @@ def _drawn(space: Space, draw: random.Random) -> dict[str, int]:
         elif draw.random() < cut:
             choice[decision.name] = draw.randint(0, last - droppable)
     return choice
-
-
-def one_sample(calling: Calling) -> tuple[NDArray[np.generic], ...]:
-    """The example inputs with one sample, as a runtime takes them."""
-    return tuple(tensor.detach().numpy() for tensor in calling.axes.resized(calling.examples, 1))

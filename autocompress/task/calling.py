@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -145,6 +146,10 @@ class Calling:
             }
         args, _ = self.structured(tensors)
         return args[0] if self.form is Tensor else args
+
+    def one_sample(self) -> tuple[np.ndarray, ...]:
+        """The example inputs with one sample, as a runtime takes them."""
+        return tuple(tensor.detach().numpy() for tensor in self.axes.resized(self.examples, 1))
 
     def restore(self, outputs: Tensor | Sequence[Tensor]) -> Any:
         """What the user's model would return, of its own types, with these tensors."""
