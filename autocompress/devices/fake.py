@@ -59,7 +59,7 @@ class FakeDevice:
         self.open(path).run(*inputs)
         return [
             NodeTime(n.name, n.name, n.workload.op, "Roofline", roofline(n.workload, self.rates), n.inputs, n.outputs)
-            for n in workloads(path)
+            for n in workloads(path, [x.shape for x in inputs])
         ]
 
 
@@ -75,14 +75,23 @@ class FakeSession:
         return self.executor.run(*inputs)
 
     def time(self, inputs: Sequence[Array], runs: int) -> list[float]:
-        return [self._seconds] * runs
+        nodes = workloads(self.path, [x.shape for x in inputs]) if self._lengths else self._nodes
+        return [sum(roofline(node.workload, self.device.rates) for node in nodes)] * runs
 
     def providers(self) -> dict[str, str]:
-        return {node.name: "Roofline" for node in workloads(self.path)}
+        return {node.name: "Roofline" for node in self._nodes}
 
     @cached_property
-    def _seconds(self) -> float:
-        return sum(roofline(node.workload, self.device.rates) for node in workloads(self.path))
+    def _nodes(self) -> "list[FileNode]":
+        return workloads(self.path)
+
+    @cached_property
+    def _lengths(self) -> bool:
+        """Whether the file leaves more open than the batch."""
+        import onnx
+
+        inputs = onnx.load(str(self.path), load_external_data=False).graph.input
+        return any(not size.dim_value for value in inputs for size in value.type.tensor_type.shape.dim[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +104,18 @@ class FileNode:
     workload: Workload
 
 
-def workloads(path: Path) -> list[FileNode]:
-    """What is left of an ONNX file at batch size 1 once activations and int8 conversions are fused."""
+def workloads(path: Path, shapes: Sequence[Sequence[int]] = ()) -> list[FileNode]:
+    """What is left of an ONNX file at batch size 1 once activations and int8 conversions are fused.
+
+    Other axes that the file leaves open are as in the inputs' `shapes`, else one.
+    """
     import onnx
 
     model = onnx.load(str(path))
-    for value in model.graph.input:
-        sizes = value.type.tensor_type.shape.dim
-        if sizes and not sizes[0].dim_value:
-            sizes[0].dim_value = 1
+    for i, value in enumerate(model.graph.input):
+        for axis, size in enumerate(value.type.tensor_type.shape.dim):
+            if not size.dim_value:
+                size.dim_value = shapes[i][axis] if axis and i < len(shapes) else 1
     return _Reader(onnx.shape_inference.infer_shapes(model, data_prop=True).graph).nodes()
 
 

@@ -4,7 +4,9 @@ import random
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.compression.build import build, plan_kernels
 from autocompress.compression.methods.prune import Prune
@@ -113,3 +115,21 @@ def test_rates_that_cannot_be_are_refused(text: str, clue: str, tmp_path: Path) 
 def test_a_missing_file_of_rates_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"can't read the rates in .*gone.toml"):
         open_device(f"fake:{tmp_path / 'gone.toml'}")
+
+
+def test_lengths_that_a_file_leaves_open_are_those_of_the_inputs(tmp_path: Path) -> None:
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", kernel_shape=[3], pads=[1, 1])
+    weight = numpy_helper.from_array(np.ones((8, 4, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [conv], "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8, "length"])], [weight],
+    )  # fmt: skip
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    session = FakeDevice().open(path)
+    inputs = {n: np.zeros((1, 4, n), np.float32) for n in (1000, 4000)}
+    short, long = (session.time([x], 1)[0] for x in inputs.values())
+    assert long > 2 * short
+    (node,) = FakeDevice().profile(path, [inputs[4000]], 1)
+    assert node.seconds == long
+    assert workloads(path, [(1, 4, 4000)])[0].workload.out_size == (4000,)
