@@ -129,23 +129,27 @@ def _fold_parametrizations(model: nn.Module) -> None:
 
 
 def _counterpart(name: str, lifted: Tensor | None, own: Mapping[str, Tensor]) -> Tensor | None:
-    """A view of the user's tensor: by name, else the only one of equal values, perhaps reshaped or transposed."""
+    """A view of the user's tensor: by name, else the only one of equal values (see _views)."""
     found = own.get(name)
     if lifted is None or (found is not None and found.shape == lifted.shape):
         return found
     wanted = lifted.detach().double()
-    views = [
-        view for tensor in own.values() if tensor.numel() == wanted.numel() for view in _views(tensor, wanted.shape)
-    ]
+    views = [view for tensor in own.values() for view in _views(tensor, wanted.shape)]
     same = {view.data_ptr(): view for view in views if torch.equal(view, wanted)}
     return next(iter(same.values())) if len(same) == 1 else None
 
 
 def _views(tensor: Tensor, shape: torch.Size) -> Iterator[Tensor]:
-    if tensor.is_contiguous():
+    """A tensor reshaped, transposed, or its first rows (of an embedding of positions)."""
+    if tensor.is_contiguous() and tensor.numel() == shape.numel():
         yield tensor.view(shape)
-    if tensor.dim() == 2 and tensor.T.shape == shape:
+    if tensor.dim() != 2 or not shape:
+        return
+    if tensor.T.shape == shape:
         yield tensor.T
+    rows = shape.numel() // max(1, shape[-1])
+    if tensor.shape[1] == shape[-1] and tensor.is_contiguous() and rows < len(tensor):
+        yield tensor[:rows].view(shape)
 
 
 class _NormOfTheRest(nn.Module):
