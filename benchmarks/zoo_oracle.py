@@ -101,6 +101,7 @@ def _gone(graph: Graph, keep: Keep) -> Iterator[tuple[Member, list[int]]]:
 def _zero(dead: nn.Module, graph: Graph, keep: Keep) -> str | None:
     lifted = {**dict(graph.model.named_parameters(remove_duplicate=False)), **dict(graph.model.named_buffers())}
     own = dict(_named(dead))
+    places: list[tuple[Tensor, int, list[int]]] = []
     for member, positions in _gone(graph, keep):
         if not member.produces and not member.tensor.startswith("weight"):
             continue
@@ -108,8 +109,10 @@ def _zero(dead: nn.Module, graph: Graph, keep: Keep) -> str | None:
         tensor = _counterpart(re.sub(r"@\d+", "", name), lifted.get(name), own)
         if tensor is None:
             return f"{name} is no parameter of the user's module"
-        with torch.no_grad():
-            tensor.index_fill_(member.axis, torch.tensor(positions, dtype=torch.long), 0.0)
+        places.append((tensor, member.axis, positions))
+    with torch.no_grad():
+        for tensor, axis, positions in places:  # only now: until here they are told by their values
+            tensor.index_fill_(axis, torch.tensor(positions, dtype=torch.long), 0.0)
     return None
 
 
@@ -129,11 +132,14 @@ def _fold_parametrizations(model: nn.Module) -> None:
 
 
 def _counterpart(name: str, lifted: Tensor | None, own: Mapping[str, Tensor]) -> Tensor | None:
-    """A view of the user's tensor: by name, else the only one of equal values (see _views)."""
+    """A view of the user's tensor: by name, else the only one of equal values (see _views); None for what forward makes
+    of it, as standardised weights."""
     found = own.get(name)
-    if lifted is None or (found is not None and found.shape == lifted.shape):
+    if lifted is None:
         return found
     wanted = lifted.detach().double()
+    if found is not None and found.shape == wanted.shape and torch.equal(found, wanted):
+        return found
     views = [view for tensor in own.values() for view in _views(tensor, wanted.shape)]
     same = {view.data_ptr(): view for view in views if torch.equal(view, wanted)}
     return next(iter(same.values())) if len(same) == 1 else None
