@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, default_decompositions
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from autocompress.vocabulary.errors import TraceError
 
@@ -115,24 +115,16 @@ def _decomposed(program: ExportedProgram, known: Collection[Any]) -> ExportedPro
     """The functional program, in which every operator outside `known` that torch can decompose is decomposed."""
     try:
         with torch.no_grad(), _without_chatter():
-            functional: ExportedProgram = program.run_decompositions({})
-            strange = {n.target for n in _calls(functional) if n.target not in known}
             table = default_decompositions()
-            if not any(target in table for target in strange):
-                return functional
             for target in [target for target in table if target in known]:
                 table.pop(target)
-            plain: ExportedProgram = functional.run_decompositions(table)
+            plain: ExportedProgram = program.run_decompositions(table)
             return plain
     except Exception as error:
         raise TraceError(
             f"torch can't decompose the model into plain operators: {_one_line(error)}; "
             "report the model's kind, or replace that part by other operators"
         ) from error
-
-
-def _calls(program: ExportedProgram) -> list[Node]:
-    return [node for node in program.graph.nodes if node.op == "call_function"]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from autocompress.graph.cut import cut
-from autocompress.graph.double import in_double
+from autocompress.graph.double import in_double, made_in_double
 from autocompress.graph.silence import silence
 from autocompress.graph.types import Graph, Group
 from autocompress.vocabulary.errors import AutocompressError
@@ -59,14 +59,14 @@ class _Proof:
         try:
             silenced = copy.deepcopy(self.double)
             silence(silenced, claimed, keep)
-            with torch.no_grad():
+            with torch.no_grad(), made_in_double():
                 expected = _outputs(silenced(*self.inputs))
         except (AutocompressError, RuntimeError, IndexError, ValueError, TypeError) as error:
             return f"can't be proven: the original with dead channels does not run: {_first_line(error)}"
         try:
             shorter = copy.deepcopy(self.double)
             cut(shorter, claimed, keep)
-            with torch.no_grad():
+            with torch.no_grad(), made_in_double():
                 found = _outputs(shorter(*self.inputs))
         except (AutocompressError, RuntimeError, IndexError, ValueError, TypeError) as error:
             return f"the cut model does not run: {_first_line(error)}"

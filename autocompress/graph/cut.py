@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from autocompress.graph.calls import arguments
 from autocompress.graph.labels import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, TRANSPOSED
 from autocompress.graph.lift import sweep
 from autocompress.graph.operators import TABLE
@@ -226,9 +227,21 @@ def _resize_slice(node: Node, graph: Graph, removed: set[int]) -> None:
     if classes is None or not removed.intersection(classes):
         return
     if step != 1:
-        raise BuildError(f"{node.name} takes every {step}th channel; a cut can't follow that")
+        _pick(node, source, axis % rank, classes, removed)
+        return
     bounds = slice(start, end).indices(len(classes))
     node.args = (source, axis, _kept(classes, removed, bounds[0]), _kept(classes, removed, bounds[1]), 1)
+
+
+def _pick(node: Node, source: Node, axis: int, classes: Sequence[int], removed: set[int]) -> None:
+    """Every second channel of what is left is another one: those that stay are named."""
+    a = arguments(node)
+    places = torch.arange(len(classes))[slice(a["start"], a["end"], a["step"])]
+    name = f"{node.name}_numbers"
+    node.graph.owning_module.register_buffer(name, _renumbered(places, classes, removed))  # type: ignore[union-attr]
+    with node.graph.inserting_before(node):
+        numbers = node.graph.get_attr(name)
+    node.target, node.args = aten.index_select.default, (source, axis, numbers)
 
 
 def _resize_select(node: Node, graph: Graph, removed: set[int]) -> None:

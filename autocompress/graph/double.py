@@ -1,6 +1,8 @@
 """A copy of a lifted model that computes in float64, whatever forward said about the types of what it makes."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,17 @@ def in_double(model: GraphModule) -> GraphModule:
             node.args, node.kwargs = torch.fx.node.map_aggregate((node.args, node.kwargs), _doubled)
     doubled.recompile()
     return doubled
+
+
+@contextmanager
+def made_in_double() -> Iterator[None]:
+    """Meanwhile, tensors made without a type are of float64 too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _doubled(value: Any) -> Any:

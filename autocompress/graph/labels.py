@@ -258,7 +258,10 @@ class _Flow(torch.fx.Interpreter):
         return _along(outputs, 1, n.meta["one"].shape)
 
     def _linear(self, n: Node, name: str, module: nn.Linear, x: Tensor) -> Tensor:
+        """Over positions (tokens, columns) that lie beside channels, what it makes are positions, not channels."""
         last = x.dim() - 1
+        if not self._hard_along(x, [last]) and self._hard_along(x, range(1, last)):
+            return _constant_along(x, (last,)).expand(n.meta["one"].shape)
         inputs = self.ledger.tie_all(x, tuple(range(last))).flatten().expand(x.shape[-1])
         outputs = self.ledger.fresh(module.out_features)
         self.ledger.own(name, "weight", 1, inputs, False, module.weight)
