@@ -121,6 +121,7 @@ class Ledger:
     def tie(self, a: Tensor, b: Tensor, reason: str = "") -> Tensor:
         """Labels that meet element by element become one; where one side has none, the other's stands.
 
+        What is spread over the other side's channels says nothing of them: one map for all, angles for every head.
         Where one side varies along axes along which the other does not and the other way round, they do not meet: soft
         labels give way, and of two sides' channels neither may be cut, for that `reason`.
         """
@@ -130,7 +131,8 @@ class Ledger:
         if along_a and along_b and along_a.isdisjoint(along_b):
             return self._apart(a, b, reason).expand(shape)
         for few, many, along in ((a, b, along_b), (b, a, along_a)):
-            if not varying_axes(few) and any(few.shape[axis] == 1 < many.shape[axis] for axis in along):
+            spread = any(few.shape[axis] == 1 < many.shape[axis] for axis in along)
+            if spread and (not varying_axes(few) or bool(self.is_soft(few).all())):
                 return many.expand(shape)
         a, b = torch.broadcast_tensors(compact(a), compact(b))
         meet = (a > 0) & (b > 0) & (a != b)

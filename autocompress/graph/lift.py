@@ -5,6 +5,7 @@ hold the same Parameter objects: sharing is identity. What no input changes is c
 made in forward, weights made of other parameters.
 """
 
+import itertools
 import operator
 import re
 from collections.abc import Sequence
@@ -227,9 +228,10 @@ class _Lift:
         """`name`, or one like it that no other layer, parameter or folder of the user's model has."""
         own = {*owner.names, *owner.sources} if owner else set()
         others = [stored for stored in self._stored if stored not in own]
-        found, count = name, 2
-        while found in self._taken or any(o == found or _inside(o, found, own) for o in others):
-            found, count = f"{name}_{count}", count + 1
+        numbered = (f"{name}_{count}" for count in itertools.count(2))
+        for found in itertools.chain((name, *sorted(own)), numbered):
+            if found not in self._taken and not any(o == found or _inside(o, found, own) for o in others):
+                break
         self._taken.add(found)
         return found
 
