@@ -38,6 +38,10 @@ _MAYBE_IDENTITIES = frozenset({
     aten.reshape.default, aten.expand.default, aten._to_copy.default, aten.to.dtype, aten.type_as.default,
     aten.slice.Tensor, aten.flatten.using_ints,
 })  # fmt: skip
+_FILLS = frozenset({
+    aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.zeros_like.default,
+    aten.ones_like.default, aten.full_like.default,
+})  # fmt: skip
 _WHOLE = 2**31
 _WEIGHT = re.compile(r"(\.running_mean|\.weight_ih_l0|\.weight|_weight|\.?weight_[vg])$")
 
@@ -158,6 +162,8 @@ class _Lift:
             self._first_of(node)
         elif self._foldable(node):
             self.constants[node] = self._folded(node)
+        elif _is_filled(node):
+            self.constants[node] = self._filled(node)
         else:
             lifting = self.lifts.get(node.target)
             made = lifting(self, node) if lifting else None
@@ -190,6 +196,13 @@ class _Lift:
             return _as_reshape(node.target)(*args, **kwargs)
 
         return self.computed(key, evaluated, *sources)
+
+    def _filled(self, node: Node) -> Constant:
+        """What new_zeros and its kin make of a fixed size reads nothing of the tensor that it is called on."""
+        made = node.meta["val"]
+        like = torch.empty(made.shape, dtype=made.dtype)
+        rest = node.args[1:] if len(node.args) > 1 else ()
+        return self.computed(("filled", node.name), lambda: node.target(like, *rest, **node.kwargs))  # type: ignore[operator]
 
     def _plain(self, node: Node) -> Node:
         args = torch.fx.map_arg(node.args, self.value)
@@ -297,6 +310,11 @@ def _calling_module(node: Node) -> str:
 def _inside(stored: str, folder: str, own: set[str]) -> bool:
     """Whether a parameter stands in a folder that has none of the layer's own."""
     return stored.startswith(f"{folder}.") and not any(name.startswith(f"{folder}.") for name in own)
+
+
+def _is_filled(node: Node) -> bool:
+    made = node.meta.get("val")
+    return node.target in _FILLS and isinstance(made, Tensor) and all(isinstance(size, int) for size in made.shape)
 
 
 def _common(names: Sequence[str]) -> str:
