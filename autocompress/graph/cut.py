@@ -301,7 +301,22 @@ def _replace_numbers(node: Node, index: Node, numbers: Tensor) -> None:
 
 _MADE = frozenset({aten.zeros.default, aten.ones.default, aten.full.default})
 
+
+def _resize_slice_scatter(node: Node, graph: Graph, removed: set[int]) -> None:
+    a = arguments(node)
+    axis = a["dim"] % a["self"].meta["one"].dim()
+    into, written = _axes(graph, a["self"]).get(axis), _axes(graph, a["src"]).get(axis)
+    if not any(classes and removed.intersection(classes) for classes in (into, written)):
+        return
+    if a["step"] != 1 or into is None or written is None:
+        raise BuildError(f"{node.name} writes into some of the channels in a way that a cut can't follow")
+    start = _kept(into, removed, slice(a["start"], a["end"]).indices(len(into))[0])
+    node.args = (a["self"], a["src"], axis, start, start + _kept(written, removed), 1)
+    node.kwargs = {}
+
+
 _RESIZE = {
+    "slice_scatter": _resize_slice_scatter,
     "index": _resize_index,
     "shape": _resize_shape,
     "pad": _resize_pad,

@@ -383,7 +383,7 @@ class _Flow(torch.fx.Interpreter):
         self.ledger.mixes.append(_Mix(x, positions, f"{n.name} works along an axis that holds channels"))
         for other in _tensors((args[1:], kwargs)):
             self.ledger.freeze(other, f"{n.name} takes it for coordinates")
-        channels = self.ledger.tie_all(x, positions)
+        channels = self._without(x, positions)
         return _each(
             n, lambda made: channels.expand(made.shape) if made.dtype.is_floating_point else _blank(made.shape)
         )
@@ -397,7 +397,7 @@ class _Flow(torch.fx.Interpreter):
         x: Tensor = args[0]
         axes = reduced_axes(n, x.dim())
         self.ledger.mixes.extend(self._ordered(n, x, axes))
-        kept = _constant_along(x, axes)
+        kept = self._without(x, axes)
 
         def reduced(made: Tensor) -> Tensor:
             if not made.dtype.is_floating_point:
@@ -406,6 +406,11 @@ class _Flow(torch.fx.Interpreter):
             return whole.expand(made.shape)
 
         return _each(n, reduced)
+
+    def _without(self, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """Labels with size 1 along `axes`. What varies there beside channels on another axis (paths that are summed up)
+        is tied, channel by channel; channels on these axes themselves leave no label."""
+        return _constant_along(x, axes) if varying_axes(x) <= set(axes) else self.ledger.tie_all(x, axes)
 
     def _ordered(self, n: Node, x: Tensor, axes: tuple[int, ...]) -> list[_Mix]:
         """Which of the channels is largest means another number once some are gone."""
@@ -421,7 +426,7 @@ class _Flow(torch.fx.Interpreter):
         if n.target is aten.unfold.default:
             frames: Tensor = x.unfold(*args[1:])
             return frames
-        same = _constant_along(x, axes)
+        same = self._without(x, axes)
         return _each(n, lambda made: x if made.shape == x.shape else same.expand(made.shape))
 
     def _contract(self, n: Node, args: Any, kwargs: Any) -> Tensor:

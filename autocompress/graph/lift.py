@@ -158,6 +158,8 @@ class _Lift:
             return
         if node.target in IDENTITIES or (node.target in _MAYBE_IDENTITIES and _changes_nothing(node)):
             self._stand_in(node, node.args[0])
+        elif node.target is aten.copy.default and _alike(node.args[1], node):
+            self._stand_in(node, node.args[1])
         elif node.target is operator.getitem and node.args[0] in self.single:
             self._first_of(node)
         elif self._foldable(node):
@@ -333,13 +335,17 @@ def _as_reshape(target: Any) -> Any:
     return aten.reshape.default if target in _RESHAPES else target
 
 
-def _changes_nothing(node: Node) -> bool:
-    """Whether a reshape, cast or slice yields its operand as it is, for every size of the free axes."""
-    source: Any = node.args[0]
+def _alike(source: Any, node: Node) -> bool:
+    """Whether two nodes' tensors have one type and one shape, for every size of the free axes."""
     before, after = source.meta.get("val"), node.meta.get("val")
     if not isinstance(before, Tensor) or not isinstance(after, Tensor) or before.dtype != after.dtype:
         return False
-    if [str(size) for size in before.shape] != [str(size) for size in after.shape]:
+    return [str(size) for size in before.shape] == [str(size) for size in after.shape]
+
+
+def _changes_nothing(node: Node) -> bool:
+    """Whether a reshape, cast or slice yields its operand as it is, for every size of the free axes."""
+    if not _alike(node.args[0], node):
         return False
     if node.target is not aten.slice.Tensor:
         return True

@@ -174,6 +174,7 @@ TABLE: dict[Any, Operator] = {
     aten.transpose.int: Operator(Passage.MOVE, "transpose"),
     aten.t.default: Operator(Passage.MOVE, "transpose"),
     aten.slice.Tensor: Operator(Passage.MOVE, "slice", sized="slice"),
+    aten.slice_scatter.default: Operator(Passage.MOVE, "slice_scatter", sized="slice_scatter"),
     aten.select.int: Operator(Passage.MOVE, "slice", sized="select"),
     aten.split.Tensor: Operator(Passage.MOVE, "split", sized="split"),
     aten.split_with_sizes.default: Operator(Passage.MOVE, "split", sized="split"),

@@ -221,6 +221,32 @@ def matrices() -> Net:
     return Net(forward, first=torch.randn(6, 8), second=torch.randn(8, 8), shift=torch.randn(8), head=nn.Linear(8, 3))
 
 
+def chosen_paths() -> Net:
+    """Two convolutions, weighed channel by channel by what their sum says (selective kernels)."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        paths = torch.stack([F.relu(m.a(x)), F.relu(m.b(x))], 1)
+        weights = m.choose(F.relu(m.squeeze(paths.sum(1).mean((2, 3), keepdim=True))))
+        weights = weights.view(x.shape[0], 2, 8, 1, 1).softmax(1)
+        return _pooled(m, (paths * weights).sum(1))
+
+    return Net(forward, a=conv(3, 8), b=conv(3, 8), squeeze=conv(8, 4, 1), choose=conv(4, 16, 1), head=nn.Linear(8, 3))
+
+
+def written_into(m: Net, x: Tensor) -> Tensor:
+    """Some channels are added to in place."""
+    y = F.relu(x)
+    y[:, 2:6] += m.c(x)
+    return y
+
+
+def masked_by_zeros(m: Net, x: Tensor) -> Tensor:
+    """A mask that forward fills part by part, on whatever device x is."""
+    mask = x.new_zeros((8, 8))
+    mask[2:5, :] = 1
+    return x * mask
+
+
 KINDS: dict[str, tuple[Callable[[], Net], Callable[[], tuple[Tensor, ...]], set[str]]] = {
     "two dilations of one weight": (two_dilations, lambda: (image(),), {"a", "kernel"}),
     "a backbone called twice": (shared_backbone, lambda: (image(), image()), {"net.0", "net.3"}),
@@ -278,6 +304,9 @@ KINDS: dict[str, tuple[Callable[[], Net], Callable[[], tuple[Tensor, ...]], set[
             lambda m, x: m.head(F.adaptive_avg_pool2d(F.relu(m.a(x)), 1).squeeze()), a=conv(3, 8), head=nn.Linear(8, 3)
         ), lambda: (image(),), {"a"},
     ),
+    "paths that are weighed and summed": (chosen_paths, lambda: (image(),), {"a", "squeeze"}),
+    "channels written into": (lambda: between(written_into, c=conv(8, 4)), lambda: (image(),), {"a", "a:2", "b"}),
+    "a mask of new zeros": (lambda: between(masked_by_zeros), lambda: (image(),), {"a", "b"}),
     "einsum": (
         lambda: between(lambda m, x: torch.einsum("bchw,bcij->bchw", x, x.abs())), lambda: (image(),), {"a", "b"}
     ),

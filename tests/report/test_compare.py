@@ -151,7 +151,8 @@ def test_a_run_that_was_cut_off_asks_for_its_task(run: Path) -> None:
 
 
 def test_a_run_of_another_model_is_refused(run: Path) -> None:
-    another = Task(torch.nn.Linear(4, 2), torch.zeros(1, 4), validation=[])
+    batch = torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)
+    another = Task(torch.nn.Linear(4, 2), torch.zeros(1, 4), validation=[batch])
     with pytest.raises(RunError, match=r"is of model \w+, the task's model is \w+; give the task it was searched with"):
         compare(run, PROFILES, task=another)
 
