@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
+from autocompress.graph.recording import recorded
 from autocompress.vocabulary.errors import TraceError
 
 TOLERANCE = 1e-4
@@ -119,10 +120,7 @@ def _first_difference(model: nn.Module, lifted: GraphModule, inputs: tuple[Tenso
     finally:
         for handle in handles:
             handle.remove()
-    ours = _Recorder(lifted)
-    with torch.no_grad():
-        ours.run(*inputs)
-    for node, value in ours.values.items():
+    for node, value in recorded(lifted, inputs).items():
         name, _, call = str(node.target).partition("@")
         calls = theirs.get(name, [])
         number = int(call or 1) - 1
@@ -135,13 +133,3 @@ def _first_difference(model: nn.Module, lifted: GraphModule, inputs: tuple[Tenso
 
 def _comparable(theirs: Any, ours: Any) -> bool:
     return isinstance(theirs, Tensor) and isinstance(ours, Tensor) and theirs.shape == ours.shape
-
-
-class _Recorder(torch.fx.Interpreter):
-    def __init__(self, model: GraphModule) -> None:
-        super().__init__(model)
-        self.values: dict[Node, Any] = {}
-
-    def run_node(self, n: Node) -> Any:
-        self.values[n] = super().run_node(n)
-        return self.values[n]

@@ -308,17 +308,15 @@ class _Flow(torch.fx.Interpreter):
         outputs = self.ledger.fresh(module.embedding_dim)
         rows = self.ledger.fresh(module.num_embeddings, soft=True)
         self.ledger.own(name, "weight", 1, outputs, True, module.weight)
+        self.ledger.freeze(rows, f"{name} holds one row for every index")
         if (id(module.weight), 0) in self.ledger.owned:
-            self.ledger.freeze(rows, f"{name} holds one row for every index")
             self.ledger.own(name, "weight", 0, rows, False, module.weight)
         else:
             self.ledger.owned[id(module.weight), 0] = rows
-            self.ledger.freeze(rows, f"{name} holds one row for every index")
         return outputs.expand(*x.shape, -1)
 
     def _recurrent(self, n: Node, name: str, module: Any, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """Hidden unit i of all gates, layers and directions goes as a whole, and so does input channel i."""
-        self.ledger.tie_all(x, tuple(range(x.dim() - 1)))
         inputs = self.ledger.tie_all(x, tuple(range(x.dim() - 1))).flatten().expand(x.shape[-1])
         hidden, directions = module.hidden_size, 2 if module.bidirectional else 1
         units = self.ledger.fresh(hidden)

@@ -8,7 +8,7 @@ made in forward, weights made of other parameters.
 import itertools
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,14 +57,17 @@ class Constant:
     trains: bool
 
 
-def lift(program: ExportedProgram) -> GraphModule:
-    """The lifted model, in eval mode; raises TraceError for what no lifted graph can hold."""
-    return _Lift(program).run()
+def lift(program: ExportedProgram, lifts: Mapping[Any, Any]) -> GraphModule:
+    """The lifted model, in eval mode; raises TraceError for what no lifted graph can hold.
+
+    `lifts` says how each operator that owns parameters becomes a module (see lifts.py).
+    """
+    return _Lift(program, lifts).run()
 
 
 class _Lift:
-    def __init__(self, program: ExportedProgram) -> None:
-        self.program = program
+    def __init__(self, program: ExportedProgram, lifts: Mapping[Any, Any]) -> None:
+        self.program, self.lifts = program, lifts
         self.root = nn.Module()
         self.graph = FxGraph()
         self.new: dict[Node, Node] = {}
@@ -78,9 +81,6 @@ class _Lift:
         self._taken: set[str] = set()
 
     def run(self) -> GraphModule:
-        from autocompress.graph.lifts import LIFTS
-
-        self.lifts = LIFTS
         specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs if hasattr(spec.arg, "name")}
         for node in self.program.graph.nodes:
             if node.op == "placeholder":

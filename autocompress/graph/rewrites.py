@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from autocompress.graph.calls import arguments, calls
 from autocompress.graph.capture import one_sample
 from autocompress.graph.lift import sweep
+from autocompress.graph.recording import recorded
 from autocompress.vocabulary.precision import FIXED_SUFFIX
 
 aten = torch.ops.aten
@@ -46,16 +47,6 @@ def apply_exact(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> tuple
     return tuple(done)
 
 
-class _Recorder(torch.fx.Interpreter):
-    def __init__(self, model: GraphModule) -> None:
-        super().__init__(model)
-        self.values: dict[Node, Any] = {}
-
-    def run_node(self, n: Node) -> Any:
-        self.values[n] = super().run_node(n)
-        return self.values[n]
-
-
 @dataclass(slots=True)
 class _Scene:
     """A model being rewritten, with the value of every node for the example."""
@@ -69,10 +60,9 @@ class _Scene:
     def of(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> "_Scene":
         training = model.training
         model.eval()
-        recorder = _Recorder(model)
-        recorder.run(*one_sample(model, example_inputs))
+        values = recorded(model, one_sample(model, example_inputs))
         model.train(training)
-        return _Scene(model, recorder.values, model.meta.setdefault("replaced", {}))
+        return _Scene(model, values, model.meta.setdefault("replaced", {}))
 
     def module(self, node: Any, kinds: tuple[type, ...]) -> Any:
         """The module that `node` calls if it is one of `kinds` and called here only."""

@@ -19,6 +19,7 @@ from autocompress.graph.calls import getitem
 from autocompress.graph.capture import Axes, batch_axes, export, one_sample
 from autocompress.graph.lift import ASSERTIONS, IDENTITIES, lift, sweep
 from autocompress.graph.lifts import LIFTS
+from autocompress.graph.operators import TABLE
 from autocompress.graph.spread import sink_expansions
 
 aten = torch.ops.aten
@@ -39,7 +40,7 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...], axes: Axes | N
     """
     free = batch_axes(example_inputs) if axes is None else axes
     program, inputs = export(model, example_inputs, free, _known())
-    lifted = lift(program)
+    lifted = lift(program, LIFTS)
     lifted.meta["user_weights"] = _digest(model).hexdigest()
     _record(lifted, inputs, "val")
     lifted.meta["free_axes"] = tuple(frozenset(axes) for axes in free)
@@ -51,8 +52,6 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...], axes: Axes | N
 
 
 def _known() -> Collection[Any]:
-    from autocompress.graph.operators import TABLE
-
     return {*TABLE, *LIFTS, *IDENTITIES, *ASSERTIONS, *_WHOLE, getitem}
 
 
