@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from autocompress.compression.matrices import NOTHING, TINY, columns, folded_weight, ridged, solvable, window_of
 from autocompress.graph.labels import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from autocompress.graph.types import Group, Member
-from autocompress.task.batches import Batch, chunks
+from autocompress.task.batches import Batch, chunks, size, subset
 from autocompress.task.outputs import Outputs, classes_first, paired, sole
 from autocompress.vocabulary import plugins
 from autocompress.vocabulary.errors import BuildError, ConfigError, nearest
@@ -190,22 +190,35 @@ def gate_gradients(model: GraphModule, layers: Iterable[str], batches: Iterable[
 
     Layers that read no activations (embeddings) or do not reach the output are left out.
     """
+    batches = list(batches)
     gates: dict[str, Tensor] = {}
     handles = [model.get_submodule(name).register_forward_pre_hook(_gate(name, gates)) for name in layers]
     found: dict[str, list[Tensor]] = {}
     try:
-        for inputs, targets in chunks(batches, _BACKWARD_SAMPLES):
+        for batch in chunks(batches, _samples_per_pass(model, gates, batches)):
             gates.clear()
             with torch.enable_grad():
-                loss = _surprise(model(*inputs), targets)
+                loss = _surprise(model(*batch[0]), batch[1])
                 gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
             for name, gradient in zip(gates, gradients, strict=True):
                 if gradient is not None:
-                    found.setdefault(name, []).append(gradient.flatten(1))
+                    rows = gradient.flatten(1)
+                    found.setdefault(name, []).append(rows if len(rows) == size(batch) else rows.sum(0, keepdim=True))
     finally:
         for handle in handles:
             handle.remove()
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _samples_per_pass(model: GraphModule, gates: Mapping[str, Tensor], batches: list[Batch]) -> int:
+    """One where a layer's first axis holds anything but the samples (positions, windows, heads): gates lie along it."""
+    for samples in (1, 2):
+        batch = subset(batches, samples)[0]
+        with torch.no_grad():
+            model(*batch[0])
+        if any(len(gate) != size(batch) for gate in gates.values()):
+            return 1
+    return _BACKWARD_SAMPLES
 
 
 def _gate(name: str, gates: dict[str, Tensor]) -> Any:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from autocompress.compression.importance import gate_gradients
 from autocompress.compression.matrices import columns
 from autocompress.compression.repair.least_squares import fit
+from autocompress.graph import trace
 from tests.compression.repair.nets import chain, known
 
 
@@ -84,3 +85,27 @@ def test_magnitudes_count_the_norm(order: int) -> None:
     by_weight.first.weight.data[3] *= 2
     name = f"l{order}"
     torch.testing.assert_close(known(by_norm).importance("first", name), known(by_weight).importance("first", name))
+
+
+@pytest.mark.parametrize("positions", [2, 6, 8])
+def test_gates_are_per_sample_wherever_the_samples_lie(positions: int) -> None:
+    """A layer that holds positions along axis 0 (as many as samples, too) has the gradients of its batch-first twin."""
+
+    class Encoder(torch.nn.Module):
+        def __init__(self, batch_first: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = torch.nn.TransformerEncoderLayer(16, 4, 24, batch_first=batch_first).eval()
+            self.batch_first = batch_first
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x).mean(1) if self.batch_first else self.layer(x.transpose(0, 1)).mean(0)
+
+    x = torch.randn(8, positions, 16, generator=torch.Generator().manual_seed(1))
+    batches = [((x[:6],), torch.arange(6)), ((x[6:],), torch.arange(2))]
+    first, twin = (trace(Encoder(batch_first), x[:2]) for batch_first in (False, True))
+    found = gate_gradients(first.model, first.layers, batches)
+    expected = gate_gradients(twin.model, ["layer.linear1", "layer.linear2"], batches)
+    assert all(gradient.shape[0] == 8 for gradient in found.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
