@@ -369,9 +369,7 @@ class _Flow(torch.fx.Interpreter):
         tensors = _tensors((args, kwargs))
         result = tensors[0]
         for other in tensors[1:]:
-            result = self.ledger.tie(
-                result, other, f"{n.name} combines every channel of one tensor with all of another"
-            )
+            result = self.ledger.tie(result, other, _CROSSED.format(n.name))
         return result.expand(n.meta["one"].shape)
 
     def _per_channel(self, n: Node, args: Any, kwargs: Any) -> Any:
@@ -387,9 +385,13 @@ class _Flow(torch.fx.Interpreter):
         )
 
     def _windows(self, n: Node, args: Any, kwargs: Any) -> Tensor:
-        channels = self.ledger.tie_all(args[0], _all_but(args[0], 1)).flatten().expand(args[0].shape[1])
-        shape = n.meta["one"].shape
-        return _along(channels.repeat_interleave(shape[1] // len(channels)), 1, shape)
+        """A channel becomes the rows of its windows, or is made of them."""
+        x, shape = args[0], n.meta["one"].shape
+        axis = x.dim() - 1 - TABLE[n.target].spatial
+        channels = self.ledger.tie_all(x, _all_but(x, axis)).flatten().expand(x.shape[axis])
+        if shape[axis] < len(channels):
+            channels = self.ledger.tie_all(channels.reshape(shape[axis], -1), (1,)).flatten()
+        return _along(channels.repeat_interleave(shape[axis] // len(channels)), axis, shape)
 
     def _reduce(self, n: Node, args: Any, kwargs: Any) -> Any:
         x: Tensor = args[0]
@@ -545,6 +547,45 @@ class _Flow(torch.fx.Interpreter):
         axis, index = next(iter(places.items()))
         result: Tensor = n.target(x, axis, index)  # type: ignore[operator]
         return result
+
+    def _write(self, n: Node, args: Any, kwargs: Any) -> Any:
+        """What is written at numbers along some axes meets, along the others, what stood there."""
+        x: Tensor = args[0]
+        axes, parts = self._put(n, args) if n.target is aten.index_put.default else self._scattered(n, args)
+        reason = f"{n.name} writes channels by their numbers"
+        self.ledger.mixes.append(_Mix(x, axes, reason))
+        result = self._without(x, axes)
+        for part, along in parts:
+            self.ledger.mixes.append(_Mix(part, along, reason))
+            kept = self._without(part, along)
+            rest = iter([kept.shape[d] for d in _others(part, along)])
+            kept = kept.reshape([1 if d in axes else next(rest) for d in range(x.dim())])
+            if any(size not in (1, whole) for size, whole in zip(kept.shape, x.shape, strict=True)):
+                return self._unknown(n, args, f"{n.name} writes into a part of an axis")
+            result = self.ledger.tie(result, kept, _CROSSED.format(n.name))
+        return result.expand(n.meta["one"].shape)
+
+    def _put(self, n: Node, args: Any) -> tuple[tuple[int, ...], list[tuple[Tensor, tuple[int, ...]]]]:
+        """The axes of an index_put that are numbered, and the values with the axes that run over the numbers."""
+        indices: Any = n.args[1]
+        axes: list[int] = []
+        rank, axis = 0, 0
+        for index in indices:
+            mask = index is not None and index.meta["one"].dtype is torch.bool
+            covered = index.meta["one"].dim() if mask else 1
+            if index is not None:
+                axes += range(axis, axis + covered)
+                rank = max(rank, 1 if mask else index.meta["one"].dim())
+            axis += covered
+        adjacent = axes == list(range(axes[0], axes[-1] + 1))
+        first = axes[0] if adjacent else 0
+        values = args[2].reshape((1,) * (args[0].dim() - len(axes) + rank - args[2].dim()) + args[2].shape)
+        return tuple(axes), [(values, tuple(range(first, first + rank)))]
+
+    def _scattered(self, n: Node, args: Any) -> tuple[tuple[int, ...], list[tuple[Tensor, tuple[int, ...]]]]:
+        """The axis of a scatter, and the numbers and values that lie as the tensor does."""
+        axes = (args[1] % args[0].dim(),)
+        return axes, [(part, axes) for part in _tensors(args[2:])]
 
     def _unknown(self, n: Node, args: Any, reason: str) -> Any:
         for labels in _tensors(args):

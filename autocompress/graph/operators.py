@@ -25,7 +25,8 @@ class Passage(Enum):
     PER_CHANNEL = auto()
     """The axis before the last `spatial` ones carries channels, each handled alone (pooling, resizing)."""
     WINDOWS = auto()
-    """Axis 1 carries channels, whose windows are laid out one channel after the other (im2col)."""
+    """The axis before the last `spatial` ones carries channels, whose windows are laid out one channel after the other
+    (im2col), or are added up again (col2im)."""
     REDUCE = auto()
     """Some axes are averaged or summed away; channels along them are what is averaged: fewer, once some are cut."""
     ALONG = auto()
@@ -40,6 +41,8 @@ class Passage(Enum):
     """A constant of some size: what it is combined with says what its elements stand for."""
     INDEX = auto()
     """Elements are picked by numbers: where these are constant, elements change place only."""
+    WRITE = auto()
+    """Elements are written where numbers say: along the other axes what is written meets what was there."""
     SIZE = auto()
     """Yields numbers, not a tensor."""
 
@@ -142,7 +145,8 @@ TABLE: dict[Any, Operator] = {
     aten.max.other: Operator(Passage.ELEMENTWISE, "max"),
     aten.min.other: Operator(Passage.ELEMENTWISE, "min"),
     aten.flip.default: Operator(Passage.MOVE, "flip"),
-    aten.im2col.default: Operator(Passage.WINDOWS, "unfold"),
+    aten.im2col.default: Operator(Passage.WINDOWS, "unfold", spatial=2),
+    aten.col2im.default: Operator(Passage.WINDOWS, "fold", spatial=1),
     aten.matmul.default: Operator(Passage.CONTRACT, "matmul"),
     aten.bmm.default: Operator(Passage.CONTRACT, "matmul"),
     aten.mm.default: Operator(Passage.CONTRACT, "matmul"),
@@ -164,6 +168,11 @@ TABLE: dict[Any, Operator] = {
     aten.index.Tensor: Operator(Passage.INDEX, "gather", sized="index"),
     aten.index_select.default: Operator(Passage.INDEX, "gather", sized="index"),
     aten.gather.default: Operator(Passage.INDEX, "gather"),
+    aten.index_put.default: Operator(Passage.WRITE, "scatter"),
+    aten.scatter.src: Operator(Passage.WRITE, "scatter"),
+    aten.scatter.value: Operator(Passage.WRITE, "scatter"),
+    aten.scatter_add.default: Operator(Passage.WRITE, "scatter"),
+    aten.scatter_reduce.two: Operator(Passage.WRITE, "scatter"),
     aten.reshape.default: Operator(Passage.MOVE, "reshape", sized="shape"),
     aten.expand.default: Operator(Passage.MOVE, "expand", sized="shape"),
     aten.flatten.using_ints: Operator(Passage.MOVE, "reshape"),

@@ -352,6 +352,8 @@ INDEXING: dict[str, Callable[..., Any]] = {
         aten.index_put(x, [None, torch.tensor([0, 2])], x[:, :2] * 2),
         aten.index_put(x, [None, None, torch.tensor([0, 2]), torch.tensor([1, 1])], torch.ones(2)),
         aten.index_put(x, [None, torch.tensor([1, 1])], torch.ones(8), True),
+        aten.index_put(x, [None, None, torch.tensor([[0], [2]]), torch.arange(8)], x[:, :, :2] * 2, True),
+        aten.index_put(x, [None, torch.tensor([[0, 2], [1, 1]])], x[:, :2, None] * 2, True),
     ],
     "index_put rows": lambda x, i: aten.index_put(x, [torch.arange(x.shape[0]), i], torch.ones(8, 8)),
     "index_put mask": lambda x, i: [aten.index_put(x, [x > 0], torch.tensor(3.0)),

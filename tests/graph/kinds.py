@@ -247,6 +247,40 @@ def masked_by_zeros(m: Net, x: Tensor) -> Tensor:
     return x * mask
 
 
+def folded_patches(m: Net, x: Tensor) -> Tensor:
+    """Overlapping patches through a linear layer, added up again where they overlap."""
+    patches = m.mix(F.unfold(x, 3, padding=1, stride=2).transpose(1, 2))
+    return F.fold(patches.transpose(1, 2), (8, 8), 3, padding=1, stride=2)
+
+
+def messages(write: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Net:
+    """What nodes send along the edges of a graph, added up where they arrive."""
+    sender, receiver = torch.tensor([0, 1, 2, 3, 4, 4]), torch.tensor([1, 0, 3, 3, 2, 1])
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        y = F.relu(m.a(x))
+        return m.head(F.relu(m.b(write(y, receiver, m.send(y)[:, sender]))).mean(1))
+
+    return Net(forward, a=nn.Linear(6, 8), send=nn.Linear(8, 8), b=nn.Linear(8, 8), head=nn.Linear(8, 3))
+
+
+def scattered(y: Tensor, receiver: Tensor, sent: Tensor) -> Tensor:
+    return y.scatter_add(1, receiver[None, :, None].expand(sent.shape), sent)
+
+
+def channels_by_number(m: Net, x: Tensor) -> Tensor:
+    y = F.relu(x)
+    y[:, torch.tensor([5, 2])] += m.c(x)
+    return y
+
+
+def a_frame(m: Net, x: Tensor) -> Tensor:
+    """Some pixels take on a value of every channel."""
+    y = F.relu(x)
+    y[:, :, torch.tensor([[0], [7]]), torch.arange(8)] = m.edge[:, None, None]
+    return y
+
+
 KINDS: dict[str, tuple[Callable[[], Net], Callable[[], tuple[Tensor, ...]], set[str]]] = {
     "two dilations of one weight": (two_dilations, lambda: (image(),), {"a", "kernel"}),
     "a backbone called twice": (shared_backbone, lambda: (image(), image()), {"net.0", "net.3"}),
@@ -307,6 +341,19 @@ KINDS: dict[str, tuple[Callable[[], Net], Callable[[], tuple[Tensor, ...]], set[
     "paths that are weighed and summed": (chosen_paths, lambda: (image(),), {"a", "squeeze"}),
     "channels written into": (lambda: between(written_into, c=conv(8, 4)), lambda: (image(),), {"a", "a:2", "b"}),
     "a mask of new zeros": (lambda: between(masked_by_zeros), lambda: (image(),), {"a", "b"}),
+    "patches that overlap": (
+        lambda: between(folded_patches, mix=nn.Linear(72, 72)), lambda: (image(),), {"a", "mix", "b"}
+    ),
+    "messages added": (
+        lambda: messages(lambda y, at, sent: y.index_add(1, at, sent)), lambda: (tokens(),), {"a", "b"}
+    ),
+    "messages scattered": (lambda: messages(scattered), lambda: (tokens(),), {"a", "b"}),
+    "pixels by number": (
+        lambda: between(a_frame, edge=torch.randn(8)), lambda: (image(),), {"a", "b"}
+    ),
+    "channels written by number": (
+        lambda: between(channels_by_number, c=conv(8, 2)), lambda: (image(),), {"b"}
+    ),
     "einsum": (
         lambda: between(lambda m, x: torch.einsum("bchw,bcij->bchw", x, x.abs())), lambda: (image(),), {"a", "b"}
     ),

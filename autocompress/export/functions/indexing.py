@@ -85,7 +85,8 @@ def _whole_numbers(e: Emitter, indices: Any) -> list[tuple[int, Any]] | None:
 
 
 class _Indexed:
-    """Several indexed axes as one: `flat` is the tensor with them merged at `axis`, `places` where to look there."""
+    """Several indexed axes as one: `flat` is the tensor with them merged at `axis`, `places` where to look there (a
+    tensor of `rank` axes)."""
 
     def __init__(self, e: Emitter, x: Any, found: list[tuple[int, Any]]) -> None:
         axes = [axis for axis, _ in found]
@@ -104,6 +105,7 @@ class _Indexed:
             merged: list[Any] = [*self.rest[: self.axis], -1, *self.rest[self.axis :]]
             value = e.add("Reshape", value, e.vector(merged))
         self.flat = value
+        self.rank = max(index.dim() if isinstance(index, Tensor) else e.rank(index) for _, index in found)
         self.places = _merged_places(e, [index for _, index in found], self.sizes)
 
 
@@ -165,7 +167,7 @@ def _index_put(e: Emitter, node: Node) -> str | None:
     )  # fmt: skip
     values = e.cast_to(a["values"], e.dtype(node))
     if indexed.axis:
-        values = _indices_first(e, a["values"], values, node, indexed)
+        values = _indices_first(e, a["values"], values, indexed)
     values = e.add("Expand", values, wanted)
     spread = e.add("Unsqueeze", places, e.constant([-1], "int64"))
     reduction = {"reduction": "add"} if a.get("accumulate") else {}
@@ -179,15 +181,16 @@ def _index_put(e: Emitter, node: Node) -> str | None:
     return made
 
 
-def _indices_first(e: Emitter, source: Any, values: str, node: Node, indexed: _Indexed) -> str:
-    """Values of x[:, i] = v lie as the result does; here the indexed axis comes first."""
-    rank = e.rank(source)
-    full = len(indexed.rest) + 1
-    if rank == 0:
+def _indices_first(e: Emitter, source: Any, values: str, indexed: _Indexed) -> str:
+    """Values of x[:, i] = v lie as the result does; here the axes of i come first."""
+    full = len(indexed.rest) + indexed.rank
+    missing = full - e.rank(source)
+    if missing == full:
         return values
-    if rank < full:
-        values = e.add("Unsqueeze", values, e.integers(*range(full - rank)))
-    return e.add("Transpose", values, perm=[indexed.axis, *(axis for axis in range(full) if axis != indexed.axis)])
+    if missing:
+        values = e.add("Unsqueeze", values, e.integers(*range(missing)))
+    numbered = range(indexed.axis, indexed.axis + indexed.rank)
+    return e.add("Transpose", values, perm=[*numbered, *(axis for axis in range(full) if axis not in numbered)])
 
 
 def _put_where(e: Emitter, node: Node, a: dict[str, Any]) -> str | None:
