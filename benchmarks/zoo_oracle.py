@@ -158,23 +158,22 @@ def _views(tensor: Tensor, shape: torch.Size) -> Iterator[Tensor]:
         yield tensor[:rows].view(shape)
 
 
-class _NormOfTheRest(nn.Module):
-    """The user's own norm over some positions of an axis; the others are zero."""
+def _take_the_rest(norm: Any, rest: Tensor) -> None:
+    """Makes a norm of the user's work over some positions of an axis alone, the others zero; what else is read of it
+    (its weight's type, its sizes) stays as it is."""
+    axis = 1 if isinstance(norm, nn.GroupNorm) or "2d" in type(norm).__name__ else -1
+    shorter = copy.deepcopy(norm)
+    for name, value in list(shorter.named_parameters(recurse=False)):
+        setattr(shorter, name, nn.Parameter(value.detach()[rest]))
+    if isinstance(shorter, nn.GroupNorm):
+        shorter.num_channels = len(rest)
+    else:
+        shorter.normalized_shape = (len(rest),)
 
-    def __init__(self, norm: Any, rest: Tensor) -> None:
-        super().__init__()
-        self.axis = 1 if isinstance(norm, nn.GroupNorm) or "2d" in type(norm).__name__ else -1
-        self.rest, self.norm = rest, copy.deepcopy(norm)
-        for name, value in list(self.norm.named_parameters(recurse=False)):
-            setattr(self.norm, name, nn.Parameter(value.detach()[rest]))
-        if isinstance(norm, nn.GroupNorm):
-            self.norm.num_channels = len(rest)
-        else:
-            self.norm.normalized_shape = (len(rest),)
+    def forward(x: Tensor) -> Tensor:
+        return torch.zeros_like(x).index_copy(axis, rest, shorter(x.index_select(axis, rest)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        made = self.norm(x.index_select(self.axis, self.rest))
-        return torch.zeros_like(x).index_copy(self.axis, self.rest, made)
+    norm.forward = forward
 
 
 def _normalise_the_rest(dead: nn.Module, graph: Graph, keep: Keep) -> None:
@@ -186,9 +185,7 @@ def _normalise_the_rest(dead: nn.Module, graph: Graph, keep: Keep) -> None:
     for path, positions in gone.items():
         norm = modules.get(path)
         if norm is not None and _mixes(norm):
-            rest = torch.tensor([p for p in range(len(norm.weight)) if p not in positions])
-            parent, _, leaf = path.rpartition(".")
-            setattr(dead.get_submodule(parent), leaf, _NormOfTheRest(norm, rest))
+            _take_the_rest(norm, torch.tensor([p for p in range(len(norm.weight)) if p not in positions]))
 
 
 def _mixes(norm: nn.Module) -> bool:
