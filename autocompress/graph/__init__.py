@@ -96,22 +96,17 @@ def _with_branches(graph: Graph, frozen: Sequence[str]) -> Graph:
 
 
 def _with_kernels(graph: Graph) -> Graph:
-    """The kernels; a branch beside a shortcut that is computed from sizes alone can't be dropped for it."""
+    """The kernels, and which of them go with each branch."""
     rewritten = copy.deepcopy(graph.model)
     apply_exact(rewritten, graph.example_inputs)
     fused = fuse(rewritten, graph.example_inputs)
-    computed = {
-        add: branch for add, branch in graph.branches.items() if add in fused.holder and branch.shortcut in fused.holder
-    }
     gone = {
         add: (*(k for k, place in fused.places.items() if place.node in branch.nodes), fused.holder[add])
-        for add, branch in computed.items()
+        for add, branch in graph.branches.items()
     }
-    shortcuts = {add: fused.holder[branch.shortcut] for add, branch in computed.items()}
+    shortcuts = {add: fused.holder[branch.shortcut] for add, branch in graph.branches.items()}
     return replace(
         graph,
-        branches=computed,
-        groups={n: g if g.branch in computed else replace(g, branch=None) for n, g in graph.groups.items()},
         kernels=fused.kernels,
         shares=_shares(graph, fused),
         branch_kernels=gone,

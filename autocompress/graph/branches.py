@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch.fx import GraphModule, Node
 
+from autocompress.graph.operators import TABLE, Passage
 from autocompress.graph.types import Branch, Group, Layer
 
 aten = torch.ops.aten
@@ -13,17 +14,17 @@ aten = torch.ops.aten
 
 def find_branches(model: GraphModule, layers: Mapping[str, Layer]) -> dict[str, Branch]:
     """Branches by the name of their add, in execution order. A branch holds at least one layer, nothing outside reads
-    from it, and the shortcut has the add's shape; of two candidates the one with more layers is the branch."""
-    ancestors = _ancestors(model)
+    from it, and the shortcut has the add's shape and carries values of an input, not only its sizes; of two candidates
+    the one with more layers is the branch."""
+    ancestors, carrying = _ancestors(model), _carrying(model)
     by_node = {layer.node: layer.name for layer in layers.values()}
     found: dict[str, Branch] = {}
     for add in model.graph.nodes:
         if add.op != "call_function" or add.target is not aten.add.Tensor or len(add.all_input_nodes) != 2:
             continue
         a, b = add.all_input_nodes
-        sides = [
-            side for side in (_branch(add, a, b, ancestors, by_node), _branch(add, b, a, ancestors, by_node)) if side
-        ]
+        ways = [(shortcut, end) for shortcut, end in ((a, b), (b, a)) if shortcut in carrying]
+        sides = [side for way in ways if (side := _branch(add, *way, ancestors, by_node))]
         if sides:
             found[add.name] = max(sides, key=lambda side: len(side.layers))
     return found
@@ -34,6 +35,20 @@ def _ancestors(model: GraphModule) -> dict[Node, frozenset[Node]]:
     for node in model.graph.nodes:
         known[node] = frozenset().union(*(known[i] | {i} for i in node.all_input_nodes))
     return known
+
+
+def _carrying(model: GraphModule) -> set[Node]:
+    """Nodes whose values depend on those of an input: sizes, and what is filled by them, say nothing of it."""
+    found: set[Node] = set()
+    for node in model.graph.nodes:
+        if node.op == "placeholder" or (not _reads_sizes(node) and found.intersection(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _reads_sizes(node: Node) -> bool:
+    row = TABLE.get(node.target) if node.op == "call_function" else None
+    return row is not None and row.kernel is None and row.passage is not Passage.MOVE
 
 
 def _branch(

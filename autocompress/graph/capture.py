@@ -102,7 +102,7 @@ def _require_free(program: ExportedProgram, axes: Axes) -> None:
                 what = "the batch size" if axis == 0 else f"the size of axis {axis}"
                 raise TraceError(
                     f"the model fixes {what} of input {name!r} at {value.shape[axis]}; "
-                    f"write forward with x.shape[{axis}] (or -1 in view/reshape) instead of a number"
+                    f"write forward with x.shape[{axis}] (or -1 in view/reshape) instead of a number or len()"
                 )
 
 

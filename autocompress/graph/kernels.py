@@ -73,8 +73,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """Kernels by name, each with its place; `holder[node]` is the kernel (or graph input) that ends up making a node's
-    output."""
+    """Kernels by name, each with its place; `holder[node]` is the kernel (or graph input, or constant that a layer
+    works on) that ends up making a node's output."""
 
     kernels: dict[str, Kernel]
     places: dict[str, Place]
@@ -93,6 +93,9 @@ def fuse(model: GraphModule, example_inputs: tuple[Tensor, ...]) -> Fused:
     has the node's name already, `NODE:call`, and a graph input `NODE:input`. Batch norm and an only reader's activation
     disappear into the kernel before them; modules that only simulate quantisation and operators that only rename are
     transparent. An operator that the table lacks is a kernel by its own name.
+
+    What is made of constants alone is no kernel, but a layer or a product that works on it (learnt queries, repeated
+    for every sample) is one: to it that is what a graph input is.
     """
     walk = _Walk(model, _shapes(model, example_inputs), _names(model))
     for node in model.graph.nodes:
@@ -175,6 +178,10 @@ class _Walk:
             sources = [i for i in node.all_input_nodes if i in self.holder]
             if sources:
                 self.holder[node] = self._absorbed(node, sources[0]) or self._begun(node, sources)
+            elif product_of(node) or (node.op == "call_module" and not _rounds(self.model, node)):
+                constants = [i for i in node.all_input_nodes if _first(self.shapes[i]) is not None]
+                self.holder |= {constant: self.names[constant][0] for constant in constants}
+                self.holder[node] = self._begun(node, constants)
 
     def _absorbed(self, node: Node, source: Node) -> str | None:
         """The kernel that swallows this node, if one does; its `fused` is extended for an activation."""

@@ -57,6 +57,18 @@ def _attention(x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(tokens, tokens, tokens)
 
 
+class LearntQueries(nn.Module):
+    """A layer over parameters, the same for every sample, asks tokens by attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.asks = nn.Parameter(torch.randn(1, 4, 8)), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = _tokens(x)
+        return F.scaled_dot_product_attention(self.asks(self.queries.expand(x.shape[0], -1, -1)), tokens, tokens)
+
+
 def _channels(x: Tensor) -> Tensor:
     """A channel shuffle."""
     return x.reshape(-1, 2, 4, *x.shape[2:]).transpose(1, 2).reshape(-1, 8, *x.shape[2:])
@@ -99,6 +111,7 @@ OPERATORS: dict[str, Callable[[], nn.Module]] = {
     "flatten": lambda: Between(lambda x: x.flatten(1), 1, reader=nn.Linear(8 * 144, 5)),
     "linear_over_tokens": lambda: Between(_tokens, 1, reader=nn.Linear(8, 5)),
     "attention": lambda: Between(_attention, 1, reader=nn.Linear(8, 5)),
+    "learnt_queries": lambda: Between(LearntQueries(), 1, reader=nn.Linear(8, 5)),
     "layer_norm": lambda: Between(lambda x: F.layer_norm(_tokens(x), (8,)), 1, reader=nn.Linear(8, 5)),
     "batch_norm_before": lambda: Between(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()), 1),
     "group_norm": lambda: Between(nn.GroupNorm(2, 8), 1),

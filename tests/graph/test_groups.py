@@ -1,6 +1,7 @@
 """Channel groups are right per channel, proven, and frozen with a reason where they are not."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -127,6 +128,37 @@ def test_the_tasks_patterns_freeze_layers_and_their_groups() -> None:
     assert "left alone by the task" in str(graph.groups["layer1.0.conv1"].frozen)
     assert "left alone by the task" in str(graph.groups["conv1"].frozen)
     assert all("layer1" not in branch.layers[0] for branch in graph.branches.values())
+
+
+class Shortcut(nn.Module):
+    """A residual branch beside what `made` makes of the input."""
+
+    def __init__(self, made: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.made = made
+        self.a, self.b, self.head = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+        self.first = nn.Parameter(torch.randn(1, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.made(self, x) + self.b(torch.relu(self.a(x)))))
+
+
+SHORTCUTS: dict[str, tuple[bool, Callable[[nn.Module, torch.Tensor], torch.Tensor]]] = {
+    "values": (True, lambda m, x: x.sin()),
+    "zeros": (False, lambda m, x: torch.zeros(x.shape[0], 6)),
+    "new zeros": (False, lambda m, x: x.new_zeros(x.shape[0], 6)),
+    "zeros alike": (False, lambda m, x: torch.zeros_like(x)),
+    "a repeated parameter": (False, lambda m, x: m.first.expand(x.shape[0], -1) * x.shape[0]),
+}
+
+
+@pytest.mark.parametrize("kind", SHORTCUTS)
+def test_only_a_shortcut_that_carries_values_can_stand_in_for_its_branch(kind: str) -> None:
+    """Without the branch nothing of the input would be left, only how many samples there are."""
+    droppable, made = SHORTCUTS[kind]
+    graph = trace(Shortcut(made).eval(), torch.randn(2, 6))
+    assert bool(graph.branches) == droppable
+    assert any(group.branch for group in graph.groups.values()) == droppable
 
 
 class Twice(nn.Module):

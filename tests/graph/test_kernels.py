@@ -183,6 +183,16 @@ NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
         Net(lambda s, x: torch.einsum("bnc,bmc->bnm", s.a(x), s.b(x)), a=nn.Linear(6, 8), b=nn.Linear(6, 8)),
         (torch.randn(1, 5, 6),),
     ),
+    "learnt queries": (
+        Net(
+            lambda s, x: s.h(
+                F.scaled_dot_product_attention(s.q(s.latents.expand(x.shape[0], -1, -1)), s.k(x), s.v(x)).mean(1)
+            ),
+            latents=nn.Parameter(torch.randn(1, 4, 6), requires_grad=False), q=nn.Linear(6, 8), k=nn.Linear(6, 8),
+            v=nn.Linear(6, 8), h=nn.Linear(8, 3),
+        ),
+        (torch.randn(1, 5, 6),),
+    ),
     "weight norm": (
         nn.Sequential(
             torch.nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 8, 3)), nn.ReLU(), nn.Flatten(),
@@ -372,6 +382,7 @@ def test_parts_of_a_split_that_are_cut_together_are_priced_as_half_of_it_each() 
         "adjacency",
         "einsum",
         "addmm",
+        "learnt queries",
     ],
 )
 def test_products_are_priced_as_they_are_built(name: str) -> None:
