@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from cifar import ResNet
+from tasks.cifar import ResNet
 from torch import Tensor, nn
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Annotated, Any
 
-import cifar
 import numpy as np
 import typer
 from environment import environment
@@ -28,6 +27,7 @@ from nets import NETS, Net
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
+from tasks import cifar
 
 from autocompress.compression.build import build, plan_kernels
 from autocompress.compression.methods import methods

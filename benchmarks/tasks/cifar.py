@@ -1,4 +1,4 @@
-"""The CIFAR-10 task that the benchmarks share: that of examples/cifar10.py, with seeds of its training data."""
+"""The CIFAR-10 ResNets, as in examples/cifar10.py, with seeds of the training data."""
 
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
@@ -12,7 +12,7 @@ CALIBRATION = 1000
 
 def _example() -> ModuleType:
     """By its path: a benchmark is called cifar10, too."""
-    spec = spec_from_file_location("cifar10_example", Path(__file__).parents[1] / "examples" / "cifar10.py")
+    spec = spec_from_file_location("cifar10_example", Path(__file__).parents[2] / "examples" / "cifar10.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
