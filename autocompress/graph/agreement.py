@@ -21,15 +21,7 @@ Outputs = tuple[Tensor, ...]
 
 def require_agreement(model: nn.Module, lifted: GraphModule, inputs: tuple[Tensor, ...]) -> None:
     """Raises TraceError naming the first layer whose value differs from the user's module on these inputs."""
-    expected, found = _run(model, inputs), _run(lifted, inputs)
-    reason = _difference(expected, found)
-    if reason is not None:
-        place = _first_difference(model, lifted, inputs)
-        sizes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
-        raise TraceError(
-            f"the captured model is not yours: on inputs of shape {sizes} {reason}{place}; "
-            "what forward does there depends on more than its inputs' values (state, randomness, sizes): rewrite it"
-        )
+    _require_equal(model, lifted, inputs, _run(model, inputs))
 
 
 def require_agreement_at_any_batch(
@@ -42,8 +34,20 @@ def require_agreement_at_any_batch(
         return
     for count in BATCHES:
         batch = tuple(_samples(t, count) if 0 in axes else t for t, axes in zip(inputs, free, strict=True))
-        if count == _size(inputs, free) or _runs(model, batch):
-            require_agreement(model, lifted, batch)
+        expected = _run(model, batch) if count == _size(inputs, free) else _run_if_taken(model, batch)
+        if expected is not None:
+            _require_equal(model, lifted, batch, expected)
+
+
+def _require_equal(model: nn.Module, lifted: GraphModule, inputs: tuple[Tensor, ...], expected: Outputs) -> None:
+    reason = _difference(expected, _run(lifted, inputs))
+    if reason is not None:
+        place = _first_difference(model, lifted, inputs)
+        sizes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+        raise TraceError(
+            f"the captured model is not yours: on inputs of shape {sizes} {reason}{place}; "
+            "what forward does there depends on more than its inputs' values (state, randomness, sizes): rewrite it"
+        )
 
 
 def _size(inputs: tuple[Tensor, ...], free: Sequence[Collection[int]]) -> int:
@@ -61,12 +65,11 @@ def _samples(tensor: Tensor, count: int) -> Tensor:
     return torch.where((torch.arange(count) < len(tensor)).reshape(-1, *[1] * (tensor.dim() - 1)), taken, taken + noise)
 
 
-def _runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+def _run_if_taken(model: nn.Module, inputs: tuple[Tensor, ...]) -> Outputs | None:
     try:
-        _run(model, inputs)
+        return _run(model, inputs)
     except Exception:  # a model may refuse a batch size for any reason: then there is nothing to compare
-        return False
-    return True
+        return None
 
 
 def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Outputs:

@@ -75,10 +75,10 @@ class _Proof:
 
 def _kept(group: Group, generator: torch.Generator) -> list[int]:
     order = torch.randperm(group.channels, generator=generator).tolist()
-    gone = sorted(order[: max(1, group.channels // 2)])
-    if gone == [0] and group.channels > 1:
-        gone = [1]
-    return [c for c in range(group.channels) if c not in gone]
+    gone = set(order[: max(1, group.channels // 2)])
+    if gone == {0} and group.channels > 1:
+        gone = {1}
+    return sorted(set(range(group.channels)) - gone)
 
 
 def probe(example_inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:

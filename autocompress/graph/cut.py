@@ -55,6 +55,7 @@ def drop_branch(model: GraphModule, branch: Branch) -> None:
 
 def _cut_parameters(model: GraphModule, group: Group, channels: Sequence[int]) -> None:
     present = {name for name, _ in model.named_modules()}
+    removed = set(range(group.channels)).difference(channels)
     for member in group.members:
         owner_path, tensor = _location(member)
         if owner_path not in present:
@@ -63,9 +64,8 @@ def _cut_parameters(model: GraphModule, group: Group, channels: Sequence[int]) -
         value = getattr(owner, tensor, None)
         if value is None:
             continue
-        gone = {p for c, positions in enumerate(member.index) if c not in set(channels) for p in positions}
         marks = _marks(owner, tensor, member.axis, value.shape[member.axis])
-        marks.difference_update(gone)
+        marks.difference_update(position for channel in removed for position in member.index[channel])
 
 
 def _location(member: Member) -> tuple[str, str]:

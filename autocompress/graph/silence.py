@@ -23,7 +23,7 @@ def silence(model: GraphModule, graph: Graph, keep: Mapping[str, Sequence[int]])
     removed: set[int] = set()
     for name, channels in keep.items():
         group = graph.groups[name]
-        gone = [c for c in range(group.channels) if c not in set(channels)]
+        gone = sorted(set(range(group.channels)).difference(channels))
         removed |= {group.classes[c] for c in gone}
         _zero(model, group, gone)
     for node in list(model.graph.nodes):

@@ -1,6 +1,7 @@
 """The space that is searched: decisions that are predicted to make a model faster on at least one of the devices."""
 
 from collections.abc import Sequence
+from functools import cache
 
 from autocompress.compression.build import plan_kernels
 from autocompress.compression.methods.method import Method
@@ -20,15 +21,16 @@ def paying_space(
 ) -> Space:
     """What the methods offer, without what slows every device; `slowing` says what that is.
 
-    Kernels of all single decisions are priced at once first: one by one takes a predictor far longer.
+    Kernels of all single decisions are priced at once first, each plan once: one by one takes a predictor far longer.
     """
     everything = find_space(graph, methods, capabilities, decisions=decisions)
-    kernels = {plan.key: plan_kernels(plan, graph) for plan in single_plans(everything)}
+    kernels = {plan: plan_kernels(plan, graph) for plan in set(single_plans(everything))}
     for profile in profiles:
         profile.warm(kernels.values())
 
+    @cache
     def seconds(plan: Plan) -> list[float]:
-        found = kernels.get(plan.key) or plan_kernels(plan, graph)
+        found = kernels.get(plan) or plan_kernels(plan, graph)
         return [profile.predict(found).seconds for profile in profiles]
 
     return find_space(graph, methods, capabilities, seconds, decisions)
