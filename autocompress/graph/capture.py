@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, default_decompositions
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 
+from autocompress.graph.calls import arguments
+from autocompress.graph.writes import replace_writes, unseen_writes
 from autocompress.vocabulary.errors import TraceError
 
 aten = torch.ops.aten
@@ -113,6 +115,8 @@ def _is_number(size: int | torch.SymInt) -> bool:
 
 def _decomposed(program: ExportedProgram, known: Collection[Any]) -> ExportedProgram:
     """The functional program, in which every operator outside `known` that torch can decompose is decomposed."""
+    if _made_plain(program.graph, known):
+        return program  # torch would trace it twice more, to the same end
     try:
         with torch.no_grad(), _without_chatter():
             table = default_decompositions()
@@ -125,6 +129,21 @@ def _decomposed(program: ExportedProgram, known: Collection[Any]) -> ExportedPro
             f"torch can't decompose the model into plain operators: {_one_line(error)}; "
             "report the model's kind, or replace that part by other operators"
         ) from error
+
+
+def _made_plain(graph: Graph, known: Collection[Any]) -> bool:
+    """Whether there is nothing to decompose once writes that nobody sees are replaced, which is done then."""
+    writes = unseen_writes(graph)
+    if writes is None or not all(_is_plain(node, writes.get(node, node.target), known) for node in graph.nodes):
+        return False
+    replace_writes(graph, writes)
+    return True
+
+
+def _is_plain(node: Node, target: Any, known: Collection[Any]) -> bool:
+    if node.op != "call_function":
+        return node.op in ("placeholder", "output")
+    return target in known and not (target is aten.batch_norm.default and arguments(node)["training"])
 
 
 @contextmanager
