@@ -14,7 +14,10 @@ from autocompress.task.task import Task
 from autocompress.vocabulary.errors import TaskError
 
 COMPARED_SAMPLES = 32
-"""Samples of the validation split on which the lifted model has to be the user's."""
+"""Samples of the validation split on which the lifted model has to be the user's, if they are no larger than these:"""
+
+COMPARED_VALUES = 2**20
+"""Numbers in all inputs of the compared samples. So many images of 224 pixels are six, each run by both models."""
 
 
 def trace_task(task: Task, calling: Calling | None = None) -> Graph:
@@ -59,4 +62,6 @@ def _free(calling: Calling) -> tuple[frozenset[int], ...]:
 def _compare(task: Task, calling: Calling, lifted: GraphModule) -> None:
     if task.validation is not None:
         batch = calling.batch(*first_batches("validation", task.validation, 1)[0])
-        require_agreement(flat_model(task.model, calling), lifted, first_samples(batch, COMPARED_SAMPLES)[0])
+        values = sum(tensor.numel() for tensor in first_samples(batch, 1)[0])
+        count = max(1, min(COMPARED_SAMPLES, COMPARED_VALUES // max(1, values)))
+        require_agreement(flat_model(task.model, calling), lifted, first_samples(batch, count)[0])
