@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from autocompress.graph.recording import recorded
+from autocompress.graph.recording import recorded_until_failure
 from autocompress.vocabulary.errors import TraceError
 
 TOLERANCE = 1e-4
@@ -40,7 +40,7 @@ def require_agreement_at_any_batch(
 
 
 def _require_equal(model: nn.Module, lifted: GraphModule, inputs: tuple[Tensor, ...], expected: Outputs) -> None:
-    reason = _difference(expected, _run(lifted, inputs))
+    reason = _difference(expected, _run_lifted(lifted, inputs))
     if reason is not None:
         place = _first_difference(model, lifted, inputs)
         sizes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
@@ -84,7 +84,17 @@ def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Outputs:
     return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
 
-def _difference(expected: Outputs, found: Outputs) -> str | None:
+def _run_lifted(lifted: GraphModule, inputs: tuple[Tensor, ...]) -> Outputs | str:
+    """Its outputs, or why it does not run."""
+    try:
+        return _run(lifted, inputs)
+    except Exception as error:  # any operator may meet sizes that it does not take
+        return f"it does not run ({next(iter(str(error).splitlines()), type(error).__name__)})"
+
+
+def _difference(expected: Outputs, found: Outputs | str) -> str | None:
+    if isinstance(found, str):
+        return found
     if len(expected) != len(found):
         return f"yours returns {len(expected)} tensors, the captured one {len(found)}"
     for number, (e, f) in enumerate(zip(expected, found, strict=True)):
@@ -110,11 +120,35 @@ def _worst(expected: Tensor, found: Tensor) -> float:
     return float((e - f).abs().max() / e.abs().max().clamp_min(1e-12))
 
 
+def _equal(expected: Tensor, found: Tensor) -> bool:
+    return expected.numel() == found.numel() and _worst(expected, found.reshape(expected.shape)) <= TOLERANCE
+
+
 def _first_difference(model: nn.Module, lifted: GraphModule, inputs: tuple[Tensor, ...]) -> str:
-    """' (first at layer NAME)', from the outputs of the user's own submodules, call by call."""
-    theirs: dict[str, list[Any]] = {}
+    """' (first at LAYER)', call by call of the user's own layers; ' (after LAYER)' where it is behind the last."""
+    theirs, last = _layer_outputs(model, inputs), ""
+    for node, value in recorded_until_failure(lifted, inputs).items():
+        name, _, call = str(node.target).partition("@")
+        calls = theirs.get(name, []) if node.op == "call_module" else []
+        number = int(call or 1) - 1
+        if number >= len(calls) or not isinstance(value, Tensor):
+            continue
+        if not _equal(calls[number], value):
+            return f" (first at {node.target})"
+        last = str(node.target)
+    return f" (after {last})" if last else ""
+
+
+def _layer_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
+    """What each submodule that returns a tensor made, call by call, before anything was written into it."""
+    made: dict[str, list[Tensor]] = {}
+
+    def keep(name: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            made.setdefault(name, []).append(value.clone())
+
     handles = [
-        module.register_forward_hook(lambda _m, _a, value, name=name: theirs.setdefault(name, []).append(value))
+        module.register_forward_hook(lambda _m, _a, value, name=name: keep(name, value))
         for name, module in model.named_modules()
         if name
     ]
@@ -123,16 +157,4 @@ def _first_difference(model: nn.Module, lifted: GraphModule, inputs: tuple[Tenso
     finally:
         for handle in handles:
             handle.remove()
-    for node, value in recorded(lifted, inputs).items():
-        name, _, call = str(node.target).partition("@")
-        calls = theirs.get(name, [])
-        number = int(call or 1) - 1
-        if node.op != "call_module" or number >= len(calls) or not _comparable(calls[number], value):
-            continue
-        if not _worst(calls[number], value) <= TOLERANCE:
-            return f" (first at {node.target})"
-    return ""
-
-
-def _comparable(theirs: Any, ours: Any) -> bool:
-    return isinstance(theirs, Tensor) and isinstance(ours, Tensor) and theirs.shape == ours.shape
+    return made

@@ -1,5 +1,6 @@
 """The value of every node of a model for some inputs."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,6 +12,14 @@ def recorded(model: GraphModule, inputs: tuple[Tensor, ...]) -> dict[Node, Any]:
     """Node → value, in the order of execution and without gradients; the model stays in the mode that it is in."""
     recorder = _Recorder(model)
     with torch.no_grad():
+        recorder.run(*inputs)
+    return recorder.values
+
+
+def recorded_until_failure(model: GraphModule, inputs: tuple[Tensor, ...]) -> dict[Node, Any]:
+    """`recorded`, as far as a model gets that may not run."""
+    recorder = _Recorder(model)
+    with torch.no_grad(), suppress(Exception):
         recorder.run(*inputs)
     return recorder.values
 
