@@ -7,6 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -48,9 +49,17 @@ def trace(
     layers = _layers(lifted, frozen)
     if not layers:
         raise TraceError("the model holds no convolution or linear layer: nothing to compress; check Task.model")
-    classes = {name: found for name, array in labels.nodes.items() if (found := axis_classes(array))}
+    classes = {
+        name: found for name, array in labels.nodes.items() if (found := _classes(array, labels.widths.get(name)))
+    }
     graph = Graph(fingerprint(lifted), lifted, inputs, find_groups(labels, frozen), layers, {}, classes=classes)
     return _with_kernels(_with_branches(_with_proofs(graph), frozen))
+
+
+def _classes(array: np.ndarray, widths: np.ndarray | None) -> dict[int, tuple[int, ...]]:
+    """Classes by axis of a node's output."""
+    along = axis_classes(array)
+    return along if widths is None else along | {array.ndim - 1: tuple(widths.tolist())}
 
 
 def _layers(model: GraphModule, frozen: Sequence[str]) -> dict[str, Layer]:

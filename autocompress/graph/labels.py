@@ -8,7 +8,7 @@ Labels that no layer made (inputs, free tensors, padding, constants made in forw
 they meet, but a mask over positions says nothing of the channels that it is combined with.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from autocompress.graph.calls import arguments
+from autocompress.graph.ledger import Axis, Ledger, Mix, compact, varying_axes
 from autocompress.graph.operators import TABLE, Passage
+from autocompress.graph.positions import between_linears
 from autocompress.graph.recurrent import RECURRENT
 
 aten = torch.ops.aten
@@ -34,26 +36,17 @@ _CROSSED = "{} combines every channel of one tensor with all of another"
 
 
 @dataclass(slots=True)
-class Axis:
-    """Labels along one axis of one parameter; `produces` as in Member."""
-
-    target: str
-    tensor: str
-    axis: int
-    labels: Tensor
-    produces: bool
-
-
-@dataclass(slots=True)
 class Labels:
     """The outcome: classes per element of every node's output (of several the first), parameter axes, and why classes
     are frozen.
 
     `nodes[name]` holds class ids (-1: none) with the shape of the node's output for one sample; axes along which
-    nothing varies may have size 1.
+    nothing varies may have size 1. `widths[name]` holds those along the last axis that lie there beside channels on
+    another one (see positions.py).
     """
 
     nodes: dict[str, np.ndarray]
+    widths: dict[str, np.ndarray]
     axes: list[Axis]
     frozen: dict[int, str]
     free_tensors: dict[str, np.ndarray]
@@ -67,6 +60,7 @@ def label(model: GraphModule) -> Labels:
     flow.run(*[node for node in model.graph.nodes if node.op == "placeholder"])
     firsts = {name: v[0] if isinstance(v, (tuple, list)) and v else v for name, v in flow.values.items()}
     values = {name: v for name, v in firsts.items() if isinstance(v, Tensor)}
+    beside = between_linears(model, flow.mixing, ledger)
     classes = _align(ledger, values)
     frozen: dict[int, str] = {}
     for labels, reason in ledger.freezes:
@@ -81,104 +75,8 @@ def label(model: GraphModule) -> Labels:
         Axis(a.target, a.tensor, a.axis, torch.from_numpy(classes[a.labels.numpy()]), a.produces) for a in ledger.axes
     ]
     nodes = {name: classes[compact(v).numpy()] for name, v in values.items()}
-    return Labels(nodes, axes, frozen, free, int(classes.max()) + 1)
-
-
-@dataclass(slots=True)
-class _Mix:
-    labels: Tensor
-    axes: tuple[int, ...]
-    reason: str
-
-
-@dataclass(slots=True)
-class Ledger:
-    """Collects ties and reasons while labels flow; label 0 stands for 'no channel'."""
-
-    count: int = 1
-    ties: list[np.ndarray] = field(default_factory=list)
-    axes: list[Axis] = field(default_factory=list)
-    freezes: list[tuple[Tensor, str]] = field(default_factory=list)
-    mixes: list[_Mix] = field(default_factory=list)
-    owned: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    _soft: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.bool))
-
-    def fresh(self, *shape: int, soft: bool = False) -> Tensor:
-        size = int(np.prod(shape))
-        labels = torch.arange(self.count, self.count + size).reshape(shape)
-        self.count += size
-        if self.count > len(self._soft):
-            grown = torch.zeros(2 * self.count, dtype=torch.bool)
-            grown[: len(self._soft)] = self._soft
-            self._soft = grown
-        self._soft[self.count - size : self.count] = soft
-        return labels
-
-    def is_soft(self, labels: Tensor) -> Tensor:
-        """Where labels are not those of a layer's channels."""
-        return self._soft[compact(labels)].expand(labels.shape)
-
-    def tie(self, a: Tensor, b: Tensor, reason: str = "") -> Tensor:
-        """Labels that meet element by element become one; where one side has none, the other's stands.
-
-        What is spread over the other side's channels says nothing of them: one map for all, angles for every head.
-        Where one side varies along axes along which the other does not and the other way round, they do not meet: soft
-        labels give way, and of two sides' channels neither may be cut, for that `reason`.
-        """
-        a, b = (x.reshape((1,) * (max(a.dim(), b.dim()) - x.dim()) + x.shape) for x in (a, b))
-        shape = torch.broadcast_shapes(a.shape, b.shape)
-        along_a, along_b = varying_axes(a), varying_axes(b)
-        if along_a and along_b and along_a.isdisjoint(along_b):
-            return self._apart(a, b, reason).expand(shape)
-        for few, many, along in ((a, b, along_b), (b, a, along_a)):
-            spread = any(few.shape[axis] == 1 < many.shape[axis] for axis in along)
-            if spread and (not varying_axes(few) or bool(self.is_soft(few).all())):
-                return many.expand(shape)
-        a, b = torch.broadcast_tensors(compact(a), compact(b))
-        meet = (a > 0) & (b > 0) & (a != b)
-        if meet.any():
-            pairs = torch.stack([a[meet], b[meet]], 1).unique(dim=0)
-            self.ties.append(pairs.numpy())
-        prefers_b = (a == 0) | ((b > 0) & self.is_soft(a))
-        return torch.where(prefers_b, b, a).expand(shape)
-
-    def _apart(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
-        if bool(self.is_soft(a).all()):
-            return b
-        if bool(self.is_soft(b).all()):
-            return a
-        self.freeze(a, reason)
-        self.freeze(b, reason)
-        return torch.zeros(1, dtype=torch.long)
-
-    def tie_all(self, labels: Tensor, dims: tuple[int, ...]) -> Tensor:
-        """Ties everything along `dims`, which are kept with size 1; elements without a label take the others'."""
-        labels = compact(labels, dims)
-        if all(labels.shape[d] == 1 for d in dims):
-            return labels
-        kept = [d for d in range(labels.dim()) if d not in dims]
-        flat = labels.permute(*kept, *dims).reshape(*[labels.shape[d] for d in kept], -1)
-        hard = torch.where(self.is_soft(flat), torch.zeros_like(flat), flat).max(-1, keepdim=True).values
-        first = torch.where(hard > 0, hard, flat.max(-1, keepdim=True).values)
-        meet = (flat > 0) & (flat != first)
-        if meet.any():
-            self.ties.append(torch.stack([first.expand_as(flat)[meet], flat[meet]], 1).unique(dim=0).numpy())
-        result = first.squeeze(-1)
-        for d in sorted(dims):
-            result = result.unsqueeze(d)
-        return result
-
-    def freeze(self, labels: Tensor, reason: str) -> None:
-        self.freezes.append((compact(labels).unique(), reason))
-
-    def own(self, name: str, tensor: str, axis: int, labels: Tensor, produces: bool, parameter: Tensor) -> None:
-        """Labels along an axis of a layer's parameter; every layer that shares the parameter shares them."""
-        labels = labels.flatten()
-        key = (id(parameter), axis)
-        if key in self.owned:
-            self.tie(self.owned[key], labels)
-        self.owned.setdefault(key, labels)
-        self.axes.append(Axis(name, tensor, axis, labels, produces))
+    widths = {name: classes[labels.numpy()] for name, labels in beside.items()}
+    return Labels(nodes, widths, axes, frozen, free, int(classes.max()) + 1)
 
 
 class _Flow(torch.fx.Interpreter):
@@ -188,6 +86,7 @@ class _Flow(torch.fx.Interpreter):
         super().__init__(model)
         self.ledger = ledger
         self.values: dict[str, Any] = {}
+        self.mixing: list[Node] = []
 
     def run_node(self, n: Node) -> Any:
         if n.op == "output":
@@ -263,6 +162,7 @@ class _Flow(torch.fx.Interpreter):
         """Over positions (tokens, columns) that lie beside channels, what it makes are positions, not channels."""
         last = x.dim() - 1
         if not self._hard_along(x, [last]) and self._hard_along(x, range(1, last)):
+            self.mixing.append(n)
             return _constant_along(x, (last,)).expand(n.meta["one"].shape)
         inputs = self.ledger.tie_all(x, tuple(range(last))).flatten().expand(x.shape[-1])
         outputs = self.ledger.fresh(module.out_features)
@@ -356,11 +256,10 @@ class _Flow(torch.fx.Interpreter):
         return _called(n, args, kwargs)
 
     def _spread(self, n: Node, x: Tensor) -> Tensor:
-        """What is spread over heads or channels takes on what it meets there; a batch is none of them."""
+        """What is spread over heads or channels, beside a batch or folded into it, takes on what it meets there."""
         shape = n.meta["one"].shape
         before = (1,) * (len(shape) - x.dim()) + tuple(x.shape)
-        fixed = [size == n.meta["val"].shape[axis] for axis, size in enumerate(shape)]
-        spread = [size if size != old and same else 1 for size, old, same in zip(shape, before, fixed, strict=True)]
+        spread = [size if size != old else 1 for size, old in zip(shape, before, strict=True)]
         if all(size == 1 for size in spread):
             return _blank(shape)
         return self.ledger.fresh(*spread, soft=True).expand(shape)
@@ -376,7 +275,7 @@ class _Flow(torch.fx.Interpreter):
         x: Tensor = args[0]
         axis = x.dim() - 1 - TABLE[n.target].spatial
         positions = tuple(range(axis + 1, x.dim()))
-        self.ledger.mixes.append(_Mix(x, positions, f"{n.name} works along an axis that holds channels"))
+        self.ledger.mixes.append(Mix(x, positions, f"{n.name} works along an axis that holds channels"))
         for other in _tensors((args[1:], kwargs)):
             self.ledger.freeze(other, f"{n.name} takes it for coordinates")
         channels = self._without(x, positions)
@@ -412,17 +311,17 @@ class _Flow(torch.fx.Interpreter):
         is tied, channel by channel; channels on these axes themselves leave no label."""
         return _constant_along(x, axes) if varying_axes(x) <= set(axes) else self.ledger.tie_all(x, axes)
 
-    def _ordered(self, n: Node, x: Tensor, axes: tuple[int, ...]) -> list[_Mix]:
+    def _ordered(self, n: Node, x: Tensor, axes: tuple[int, ...]) -> list[Mix]:
         """Which of the channels is largest means another number once some are gone."""
         numbers = n.target in (aten.argmax.default, aten.argmin.default)
         indices = isinstance(n.meta["one"], tuple) and any(u.args[1] == 1 for u in n.users)
-        return [_Mix(x, axes, f"{n.name} numbers the channels")] if numbers or indices else []
+        return [Mix(x, axes, f"{n.name} numbers the channels")] if numbers or indices else []
 
     def _along(self, n: Node, args: Any, kwargs: Any) -> Any:
         x: Tensor = args[0]
         given = arguments(n)
         axes = _axes_of(given.get(TABLE[n.target].axes), x.dim())
-        self.ledger.mixes.append(_Mix(x, axes, f"{n.name} works along the channels"))
+        self.ledger.mixes.append(Mix(x, axes, f"{n.name} works along the channels"))
         if n.target is aten.unfold.default:
             frames: Tensor = x.unfold(*args[1:])
             return frames
@@ -439,22 +338,17 @@ class _Flow(torch.fx.Interpreter):
             return self._heads(n, a, b).expand(shape)
         terms_a, terms_b = self._hard_along(a, [a.dim() - 1]), self._hard_along(b, [b.dim() - 2])
         if terms_a or terms_b:
-            lines = self.ledger.tie_all(a, _all_but(a, a.dim() - 1)), self.ledger.tie_all(b, _all_but(b, b.dim() - 2))
-            if terms_a and terms_b:
-                self.ledger.tie(lines[0].flatten(), lines[1].flatten())
-            else:
-                self.ledger.freeze(
-                    lines[0] if terms_a else lines[1], f"{n.name} sums over the channels by computed weights"
-                )
+            self._summed_over(n, a, b, terms_a, terms_b)
         rows, columns = self._hard_along(a, [a.dim() - 2]), self._hard_along(b, [b.dim() - 1])
-        if rows and columns:
-            self.ledger.freeze(a, _CROSSED.format(n.name))
-            self.ledger.freeze(b, _CROSSED.format(n.name))
-        elif rows:
-            return self.ledger.tie_all(a, _all_but(a, a.dim() - 2)).expand(shape)
-        elif columns:
-            return self.ledger.tie_all(b, _all_but(b, b.dim() - 1)).expand(shape)
-        return _blank(shape)
+        parts = [
+            self.ledger.tie_all(x, _all_but(x, axis))
+            for x, axis, holds in ((a, a.dim() - 2, rows), (b, b.dim() - 1, columns))
+            if holds
+        ]
+        if not parts:
+            return _blank(shape)
+        first, *other = parts
+        return (self.ledger.tie(first, other[0], _CROSSED.format(n.name)) if other else first).expand(shape)
 
     def _summed_over(self, n: Node, a: Tensor, b: Tensor, terms_a: bool, terms_b: bool) -> None:
         of_a = self.ledger.tie_all(a, _all_but(a, a.dim() - 1))
@@ -517,8 +411,12 @@ class _Flow(torch.fx.Interpreter):
         places = self._places(n)
         if all(isinstance(place, Tensor) for place in places.values()):
             return self._picked(n, x, places)
+        if n.target is aten.gather.default:
+            x = self._reached(n, x)
         same = self.ledger.tie_all(x, tuple(places))
-        self.ledger.mixes.append(_Mix(x, tuple(places), f"{n.name} picks channels by computed numbers"))
+        self.ledger.mixes.append(Mix(x, tuple(places), f"{n.name} picks channels by computed numbers"))
+        if n.target is aten.gather.default:
+            same = self.ledger.tie(same, self._without(self.values[arguments(n)["index"].name], tuple(places)))
         one = same.flatten().unsqueeze(0) if not varying_axes(same) else None
         if one is not None:
             return one.flatten()[0].expand(n.meta["one"].shape)
@@ -527,6 +425,13 @@ class _Flow(torch.fx.Interpreter):
             size = len(n.meta["one"].shape) - len(lead) - len(tail)
             return same.reshape(*lead, *[1] * size, *tail).expand(n.meta["one"].shape)
         return same.expand(n.meta["one"].shape)
+
+    def _reached(self, n: Node, x: Tensor) -> Tensor:
+        """What a gather's index covers: along the axes that it does not number, from the start."""
+        axis: int = arguments(n)["dim"] % x.dim()
+        for d in _all_but(x, axis):
+            x = x.narrow(d, 0, n.meta["one"].shape[d])
+        return x
 
     def _places(self, n: Node) -> dict[int, Any]:
         """Axis → the constant numbers that pick along it, or the node that computes them."""
@@ -553,10 +458,10 @@ class _Flow(torch.fx.Interpreter):
         x: Tensor = args[0]
         axes, parts = self._put(n, args) if n.target is aten.index_put.default else self._scattered(n, args)
         reason = f"{n.name} writes channels by their numbers"
-        self.ledger.mixes.append(_Mix(x, axes, reason))
+        self.ledger.mixes.append(Mix(x, axes, reason))
         result = self._without(x, axes)
         for part, along in parts:
-            self.ledger.mixes.append(_Mix(part, along, reason))
+            self.ledger.mixes.append(Mix(part, along, reason))
             kept = self._without(part, along)
             rest = iter([kept.shape[d] for d in _others(part, along)])
             kept = kept.reshape([1 if d in axes else next(rest) for d in range(x.dim())])
@@ -614,21 +519,6 @@ def reduced_axes(node: Node, rank: int) -> tuple[int, ...]:
 def _axes_of(dims: Any, rank: int) -> tuple[int, ...]:
     listed = [dims] if isinstance(dims, int) else list(dims or ())
     return tuple(sorted({d % rank for d in listed})) or tuple(range(rank))
-
-
-def compact(labels: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
-    """The same labels with size 1 along axes (of `dims`, if given) that were only expanded."""
-    strides = labels.stride()
-    for d in range(labels.dim()) if dims is None else dims:
-        if strides[d] == 0 and labels.shape[d] > 1:
-            labels = labels.narrow(d, 0, 1)
-    return labels
-
-
-def varying_axes(labels: Tensor) -> set[int]:
-    """Axes along which labels differ."""
-    small = compact(labels)
-    return {d for d in range(small.dim()) if small.shape[d] > 1 and bool((small != small.narrow(d, 0, 1)).any())}
 
 
 def _constant_along(labels: Tensor, axes: tuple[int, ...]) -> Tensor:

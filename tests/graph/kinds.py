@@ -281,6 +281,63 @@ def a_frame(m: Net, x: Tensor) -> Tensor:
     return y
 
 
+def mixed_tokens() -> Net:
+    """Tokens mixed across positions by two linear layers, of which the first is gated, then channels."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        y = m.inner(x)
+        across = m.norm(y).transpose(1, 2)
+        y = y + m.fewer(F.gelu(m.more(across)) * torch.sigmoid(m.gate(across))).transpose(1, 2)
+        return m.head((y + m.down(F.gelu(m.up(y)))).mean(1))
+
+    return Net(
+        forward, inner=nn.Linear(6, 8), norm=nn.LayerNorm(8), more=nn.Linear(5, 7), gate=nn.Linear(5, 7),
+        fewer=nn.Linear(7, 5), up=nn.Linear(8, 12), down=nn.Linear(12, 8), head=nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def tokens_by_tokens() -> Net:
+    """What a linear layer makes of positions is multiplied by the positions themselves, so none may go."""
+    return Net(
+        lambda m, x: m.head((m.inner(x) * m.across(m.inner(x).transpose(1, 2)).transpose(1, 2)).mean(1)),
+        inner=nn.Linear(6, 8), across=nn.Linear(5, 5), head=nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def distances_of_every_head() -> Net:
+    """Heads folded into the batch look up a bias by the distance of two tokens, by numbers repeated for each head."""
+    distances = torch.arange(5)[:, None] - torch.arange(5)[None] + 4
+
+    def heads(x: Tensor) -> Tensor:
+        return x.view(x.shape[0], 5, 4, 2).transpose(1, 2).reshape(-1, 5, 2)
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        q, k, v = heads(m.q(x)), heads(m.k(x)), heads(m.v(x))
+        far = q @ m.places.repeat(x.shape[0], 1, 1).transpose(1, 2)
+        scores = q @ k.transpose(1, 2) + far.gather(2, distances.expand(q.shape[0], -1, -1))
+        y = (scores.softmax(-1) @ v).view(-1, 4, 5, 2).transpose(1, 2).reshape(-1, 5, 8)
+        return m.head(m.o(y).mean(1))
+
+    return Net(
+        forward, q=nn.Linear(6, 8), k=nn.Linear(6, 8), v=nn.Linear(6, 8), o=nn.Linear(8, 8), head=nn.Linear(8, 3),
+        places=torch.randn(4, 9, 2),
+    )  # fmt: skip
+
+
+def outer_product(m: Net, x: Tensor) -> Tensor:
+    """Every channel of one layer times all of a narrower one: to the wider the others are positions."""
+    return (x[:, :, None] * m.c(x)[:, None]).mean(2)
+
+
+def split_attention(m: Net, x: Tensor) -> Tensor:
+    """Two paths of a grouped convolution, weighed by a grouped squeeze over their sum."""
+    n = x.shape[0]
+    paths = F.relu(m.paths(x)).view(n, 2, 8, 8, 8)
+    weights = m.choose(F.relu(m.squeeze(paths.sum(1).mean((2, 3), keepdim=True))))
+    weights = weights.view(n, 2, 2, 4).transpose(1, 2).softmax(1).reshape(n, 2, 8, 1, 1)
+    return (paths * weights).sum(1)
+
+
 KINDS: dict[str, tuple[Callable[[], Net], Callable[[], tuple[Tensor, ...]], set[str]]] = {
     "two dilations of one weight": (two_dilations, lambda: (image(),), {"a", "kernel"}),
     "a backbone called twice": (shared_backbone, lambda: (image(), image()), {"net.0", "net.3"}),
@@ -353,6 +410,16 @@ KINDS: dict[str, tuple[Callable[[], Net], Callable[[], tuple[Tensor, ...]], set[
     ),
     "channels written by number": (
         lambda: between(channels_by_number, c=conv(8, 2)), lambda: (image(),), {"b"}
+    ),
+    "tokens mixed": (mixed_tokens, lambda: (tokens(),), {"inner", "more", "up"}),
+    "tokens by tokens": (tokens_by_tokens, lambda: (tokens(),), {"inner"}),
+    "distances of every head": (distances_of_every_head, lambda: (tokens(),), {"q", "o"}),
+    "an outer product": (lambda: between(outer_product, c=conv(8, 3)), lambda: (image(),), {"a", "b"}),
+    "split attention": (
+        lambda: between(
+            split_attention, paths=conv(8, 16, groups=4), squeeze=conv(8, 4, 1, groups=2),
+            choose=conv(4, 16, 1, groups=2),
+        ), lambda: (image(),), {"a", "paths", "squeeze", "b"},
     ),
     "einsum": (
         lambda: between(lambda m, x: torch.einsum("bchw,bcij->bchw", x, x.abs())), lambda: (image(),), {"a", "b"}

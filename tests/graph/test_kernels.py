@@ -125,6 +125,12 @@ def square(count: int = 3) -> Tensor:
     return torch.randn(1, count, 8, 8)
 
 
+def by_angles(q: Tensor, k: Tensor, v: Tensor, scale: Tensor) -> Tensor:
+    """Cosine attention: unit queries and keys, and a bounded learnt scale for every head."""
+    scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale.clamp(max=4.6).exp()
+    return scores.softmax(-1) @ v
+
+
 TOKENS = torch.randn(1, 8, 16)
 VOLUME = torch.randn(1, 2, 4, 6, 8)
 STEPS = torch.randn(1, 7, 6)
@@ -191,6 +197,18 @@ NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
             latents=nn.Parameter(torch.randn(1, 4, 6), requires_grad=False), q=nn.Linear(6, 8), k=nn.Linear(6, 8),
             v=nn.Linear(6, 8), h=nn.Linear(8, 3),
         ),
+        (torch.randn(1, 5, 6),),
+    ),
+    "attention by angles": (
+        Net(lambda s, x: s.h(by_angles(*(each(x).view(x.shape[0], 5, 4, 2).transpose(1, 2) for each in (s.q, s.k, s.v)),
+                                       s.scale).transpose(1, 2).flatten(2).mean(1)),
+            q=nn.Linear(6, 8), k=nn.Linear(6, 8), v=nn.Linear(6, 8), h=nn.Linear(8, 3),
+            scale=nn.Parameter(torch.rand(4, 1, 1), requires_grad=False)),
+        (torch.randn(1, 5, 6),),
+    ),
+    "mixed tokens": (
+        Net(lambda s, x: s.h(s.t(F.gelu(s.m(s.a(x).transpose(1, 2)))).mean(2)), a=nn.Linear(6, 8), m=nn.Linear(5, 7),
+            t=nn.Linear(7, 5), h=nn.Linear(8, 3)),
         (torch.randn(1, 5, 6),),
     ),
     "weight norm": (
@@ -383,6 +401,8 @@ def test_parts_of_a_split_that_are_cut_together_are_priced_as_half_of_it_each() 
         "einsum",
         "addmm",
         "learnt queries",
+        "attention by angles",
+        "mixed tokens",
     ],
 )
 def test_products_are_priced_as_they_are_built(name: str) -> None:
