@@ -45,7 +45,8 @@ from autocompress.profiles.kernel_times import kernel_class
 from autocompress.profiles.sites import Site, sites
 from autocompress.search.profiling import sample_plans
 from autocompress.search.space import find_space
-from autocompress.vocabulary.workload import DType, Latency
+from autocompress.vocabulary.formats import formats
+from autocompress.vocabulary.workload import Latency
 
 HELD_OUT = 40
 console = Console()
@@ -72,7 +73,7 @@ def macs_baseline(profile: Profile) -> Predict:
     """Linear in the multiplications of each precision, and a constant."""
 
     def row(where: Iterable[Site]) -> list[float]:
-        macs = {dtype: 0.0 for dtype in DType}
+        macs = {row.name: 0.0 for row in formats()}
         for site in where:
             macs[site.workload.dtype] += site.workload.macs / 1e6
         return [*macs.values(), 1.0]

@@ -34,7 +34,7 @@ from autocompress.search import Study
 from autocompress.search.config import load_settings, override
 from autocompress.task.calling import Calling, calling_of, flat_model
 from autocompress.task.task import Loader, Score, Task
-from autocompress.vocabulary.workload import DType
+from autocompress.vocabulary.formats import INT8
 
 DROPS = (0.005, 0.01, 0.02)
 UNIFORM_WIDTHS = (0.75, 0.5)
@@ -218,7 +218,7 @@ class Contest:
 
 
 def int8(graph: Graph, *left_alone: str) -> tuple[Step, ...]:
-    return tuple(Step(name, Quantize(DType.INT8)) for name in graph.layers if name not in left_alone)
+    return tuple(Step(name, Quantize(INT8)) for name in graph.layers if name not in left_alone)
 
 
 def uniform(graph: Graph, width: float) -> Plan:

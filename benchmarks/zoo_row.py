@@ -36,7 +36,8 @@ from autocompress.graph.kernels import kernels_of
 from autocompress.task.calling import calling_of, flat_model
 from autocompress.task.task import Task
 from autocompress.vocabulary.errors import AutocompressError
-from autocompress.vocabulary.workload import DType, Kernel, total_macs
+from autocompress.vocabulary.formats import INT8
+from autocompress.vocabulary.workload import Kernel, total_macs
 
 BATCHES = (1, 2, 3)
 Row = dict[str, Any]
@@ -256,7 +257,7 @@ def _int8(graph: Graph, inputs: tuple[Tensor, ...]) -> tuple[None, Row]:
     """Parity of the file with the simulation, every layer that may be in int8: root mean square difference of the worst
     output, and how much of one the roundings of that very model explain."""
     layers = QuantizeMethod().targets(graph)
-    plan = Plan(graph.fingerprint, tuple(Step(name, Quantize(DType.INT8)) for name in layers))
+    plan = Plan(graph.fingerprint, tuple(Step(name, Quantize(INT8)) for name in layers))
     batch = inputs, None
     with tempfile.TemporaryDirectory() as folder:
         built = build(plan, graph)

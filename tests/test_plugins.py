@@ -9,6 +9,7 @@ import pytest
 
 from autocompress.compression import methods as registry
 from autocompress.devices import open_device
+from autocompress.vocabulary import formats as table
 from autocompress.vocabulary import plugins
 from autocompress.vocabulary.errors import DeviceError, PluginError
 from tests import third_party
@@ -41,7 +42,7 @@ def forgetful() -> Iterator[None]:
 def _forget() -> None:
     plugins._declared.cache_clear()
     plugins.load.cache_clear()
-    for found in (registry.methods, registry._by_config, registry._by_name):
+    for found in (registry.methods, registry._by_config, registry._by_name, table.formats, table.format_of):
         found.cache_clear()
 
 
@@ -92,6 +93,13 @@ def test_a_method_that_is_none_or_has_another_name_is_refused(value: str, instal
     installed("acme-odd", plugins.METHODS, {"odd": value})
     with pytest.raises(PluginError, match=r"acme-odd 2.5 declares .*'odd'.*subclass of Method whose name is 'odd'"):
         registry.methods()
+
+
+@pytest.mark.parametrize("value", ["builtins:dict", "autocompress.vocabulary.formats:FP32"])
+def test_a_number_format_that_is_none_is_refused(value: str, installed: Installer) -> None:
+    installed("acme-odd", plugins.FORMATS, {"odd": value})
+    with pytest.raises(PluginError, match=r"acme-odd 2.5 declares .*'odd'.*must be a Format of that name"):
+        table.formats()
 
 
 @pytest.mark.parametrize("group", GROUPS)

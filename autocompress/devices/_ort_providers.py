@@ -8,7 +8,7 @@ from pathlib import Path
 from autocompress.devices import _ort_qnn
 from autocompress.devices.base import DeviceWarning, NodeTime
 from autocompress.vocabulary.errors import DeviceError
-from autocompress.vocabulary.workload import DType
+from autocompress.vocabulary.formats import FP32, INT8
 
 CPU = "CPUExecutionProvider"
 """What takes every node that the asked provider does not take, and all of them if that one can't be loaded."""
@@ -35,7 +35,7 @@ class Provider:
 
     name: str
     install: str
-    channel_multiple: Mapping[DType, int] = field(default_factory=lambda: {DType.FP32: 16})
+    channel_multiple: Mapping[str, int] = field(default_factory=lambda: {FP32: 16})
     precision: str = ""
     compiles: bool = True
     gpu: bool = False
@@ -45,22 +45,22 @@ class Provider:
 _IN_PLACE_OF = "in place of onnxruntime"
 
 PROVIDERS = {
-    "cpu": Provider(CPU, "pip install onnxruntime", {DType.FP32: 16, DType.INT8: 4}, compiles=False),
+    "cpu": Provider(CPU, "pip install onnxruntime", {FP32: 16, INT8: 4}, compiles=False),
     "cuda": Provider(
         "CUDAExecutionProvider", f"an NVIDIA GPU with CUDA and cuDNN; pip install onnxruntime-gpu {_IN_PLACE_OF}",
-        {DType.FP32: 8}, precision="tf32", compiles=False, gpu=True,
+        {FP32: 8}, precision="tf32", compiles=False, gpu=True,
     ),
     "tensorrt": Provider(
         "TensorrtExecutionProvider", f"an NVIDIA GPU and TensorRT; pip install onnxruntime-gpu {_IN_PLACE_OF}",
-        {DType.FP32: 8}, precision="tf32", gpu=True,
+        {FP32: 8}, precision="tf32", gpu=True,
     ),
     "openvino": Provider(
         "OpenVINOExecutionProvider", f"pip install onnxruntime-openvino {_IN_PLACE_OF}; or use openvino:cpu",
-        {DType.FP32: 16, DType.INT8: 16}, precision="bf16",
+        {FP32: 16, INT8: 16}, precision="bf16",
     ),
     "qnn": Provider(
         _ort_qnn.PROVIDER, 'pip install "autocompress[qnn]"; without a Qualcomm processor it is emulated',
-        {DType.FP32: 32, DType.INT8: 32}, precision="fp16", plugin=True,
+        {FP32: 32, INT8: 32}, precision="fp16", plugin=True,
     ),
     "coreml": Provider("CoreMLExecutionProvider", "a Mac; pip install onnxruntime there", precision="fp16"),
     "dml": Provider("DmlExecutionProvider", f"Windows; pip install onnxruntime-directml {_IN_PLACE_OF}"),

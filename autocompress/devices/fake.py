@@ -10,7 +10,8 @@ from autocompress.devices.base import Array, Availability, Device, NodeTime, Res
 from autocompress.devices.ort import OrtDevice
 from autocompress.devices.roofline import Rates, read_rates, roofline
 from autocompress.vocabulary.errors import DeviceError, ProfileError
-from autocompress.vocabulary.workload import GATES, Capabilities, DType, Workload
+from autocompress.vocabulary.formats import FP32, INT8
+from autocompress.vocabulary.workload import GATES, Capabilities, Workload
 
 Shape = tuple[int, ...]
 
@@ -177,7 +178,7 @@ class _Reader:
     def _workload(self, node: Any) -> Workload:
         source, result = (self._shapes.get(tensor, (1, 1)) for tensor in (node.input[0], node.output[0]))
         op = {**_WEIGHTED, **_CONVERSIONS}.get(node.op_type, node.op_type.lower())
-        dtype = DType.INT8 if self._is_int8(node) or node.op_type in _CONVERSIONS else DType.FP32
+        dtype = INT8 if self._is_int8(node) or node.op_type in _CONVERSIONS else FP32
         if op in ("linear", *GATES):
             return self._product(node, op, source, result, dtype)
         channels = source[1] if len(source) > 1 else 1, result[1] if len(result) > 1 else 1
@@ -189,7 +190,7 @@ class _Reader:
         stride = tuple(settings["strides"].ints) if "strides" in settings else (1,) * len(source[2:])
         return Workload(op, *channels, source[2:], result[2:], weight[2:], stride, groups, dtype)
 
-    def _product(self, node: Any, op: str, source: Shape, result: Shape, dtype: DType) -> Workload:
+    def _product(self, node: Any, op: str, source: Shape, result: Shape, dtype: str) -> Workload:
         """A product by a constant (channels last), of two activations (heads first), or a recurrent layer of one."""
         if op in GATES:
             directions = self._shapes[node.input[1]][0]

@@ -17,7 +17,8 @@ from autocompress.devices._refusals import check_count, last_line, unknown_varia
 from autocompress.devices._timing import stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime, Results, as_results
 from autocompress.vocabulary.errors import DeviceError
-from autocompress.vocabulary.workload import Capabilities, DType
+from autocompress.vocabulary.formats import FP32, INT8
+from autocompress.vocabulary.workload import Capabilities
 
 INSTALL = 'pip install "autocompress[openvino]"'
 
@@ -100,7 +101,7 @@ class OpenvinoDevice:
         """
         self._check_present()
         names = _core().get_property(self.target.plugin, "OPTIMIZATION_CAPABILITIES")
-        dtypes = frozenset({DType.FP32} | ({DType.INT8} if "INT8" in names else set()))
+        dtypes = frozenset({FP32} | ({INT8} if "INT8" in names else set()))
         return Capabilities(dtypes, dict.fromkeys(dtypes, 16))
 
     def environment(self) -> dict[str, str]:

@@ -7,13 +7,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from autocompress.vocabulary.errors import ProfileError, nearest
-from autocompress.vocabulary.formats import FORMATS
-from autocompress.vocabulary.workload import WEIGHTED_OPS, DType, Workload
+from autocompress.vocabulary.formats import FP32, INT8, format_of
+from autocompress.vocabulary.workload import WEIGHTED_OPS, Workload
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FormatName = Annotated[str, AfterValidator(lambda name: format_of(name).name)]
+"""A row of the table of number formats."""
 
 
 class Rates(BaseModel):
@@ -22,10 +24,10 @@ class Rates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    macs_per_s: dict[DType, Rate] = Field(default={DType.FP32: 2e10, DType.INT8: 8e10}, min_length=1)
+    macs_per_s: dict[FormatName, Rate] = Field(default={FP32: 2e10, INT8: 8e10}, min_length=1)
     bytes_per_s: Rate = 1e10
     launch_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2e-6
-    channel_multiple: dict[DType, PositiveInt] = {DType.FP32: 16, DType.INT8: 4}
+    channel_multiple: dict[FormatName, PositiveInt] = {FP32: 16, INT8: 4}
 
     @model_validator(mode="after")
     def _same_formats(self) -> "Rates":
@@ -48,7 +50,7 @@ def roofline(workload: Workload, rates: Rates) -> float:
         padded = ceil_to(w.in_channels, multiple) * ceil_to(w.out_channels, multiple) / (w.in_channels * w.out_channels)
     pace = rates.macs_per_s.get(w.dtype) or min(rates.macs_per_s.values())
     return rates.launch_s + max(
-        w.macs * padded / pace, w.elements * FORMATS[w.dtype].activation_bits / 8 / rates.bytes_per_s
+        w.macs * padded / pace, w.elements * format_of(w.dtype).activation_bits / 8 / rates.bytes_per_s
     )
 
 

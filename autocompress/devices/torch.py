@@ -24,7 +24,8 @@ from autocompress.devices._refusals import check_count, first_line, out_of_memor
 from autocompress.devices._timing import middle_mean, stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime, Results, as_results
 from autocompress.vocabulary.errors import DeviceError
-from autocompress.vocabulary.workload import Capabilities, DType
+from autocompress.vocabulary.formats import FP32
+from autocompress.vocabulary.workload import Capabilities
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +135,7 @@ class TorchDevice:
 
     def capabilities(self) -> Capabilities:
         """Floats only; widths step by a register of 16 on the CPU, by 8 for a GPU's matrix units."""
-        return Capabilities(frozenset({DType.FP32}), {DType.FP32: 16 if self.parsed.hardware == "cpu" else 8})
+        return Capabilities(frozenset({FP32}), {FP32: 16 if self.parsed.hardware == "cpu" else 8})
 
     def environment(self) -> dict[str, str]:
         hardware = nvidia_gpu() if self.parsed.hardware == "cuda" else processor()

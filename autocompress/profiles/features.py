@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from autocompress.devices.roofline import ceil_to
 from autocompress.profiles.sites import BLOCK, BLOCKED, DOT_PRODUCT, LAST, PLANAR, Site
+from autocompress.vocabulary.formats import TRAINED_IN
 
 Floats = NDArray[np.float64]
 
@@ -45,14 +46,17 @@ def _terms(site: Site) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Coordinates:
-    """Places sites in a space where distance means difference, given the operations that were seen."""
+    """Places sites in a space where distance means difference, given the operations and formats that were seen."""
 
     ops: tuple[str, ...]
+    formats: tuple[str, ...]
     _placed: dict[Site, list[float]] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of(seen: Iterable[Site]) -> "Coordinates":
-        return Coordinates(tuple(sorted({site.workload.op for site in seen})))
+        seen = list(seen)
+        formats = {site.workload.dtype for site in seen} - {TRAINED_IN}
+        return Coordinates(tuple(sorted({site.workload.op for site in seen})), tuple(sorted(formats)))
 
     def __call__(self, wanted: Sequence[Site]) -> Floats:
         """[sites, coordinates]: another operation or format is 3 to 4 away, twice the channels 1, half the positions
@@ -71,7 +75,7 @@ class Coordinates:
         first, last = (w.window[0], w.window[-1]) if w.window else (0, 0)
         depth = inputs * window // w.groups
         return [
-            *(3.0 * (w.op == op) for op in self.ops), 3.0 * (w.dtype.value == "int8"),
+            *(3.0 * (w.op == op) for op in self.ops), *(3.0 * (w.dtype == name) for name in self.formats),
             _log2(inputs) / 1.5, _log2(outputs) / 1.5,
             _log2(ceil_to(inputs, BLOCK)) / 1.5, _log2(ceil_to(outputs, BLOCK)) / 1.5,
             inputs % DOT_PRODUCT == 0, outputs % DOT_PRODUCT == 0, inputs < BLOCK,

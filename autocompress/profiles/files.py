@@ -26,10 +26,11 @@ from pydantic import (
     ValidationError,
 )
 
-from autocompress.devices.roofline import Rates
+from autocompress.devices.roofline import FormatName, Rates
 from autocompress.profiles.sites import BLOCKED, ISOLATED, LAST, PLANAR, SHARED, Site
 from autocompress.vocabulary.errors import ProfileError, StorageError, nearest
-from autocompress.vocabulary.workload import Capabilities, DType, Workload
+from autocompress.vocabulary.formats import format_of
+from autocompress.vocabulary.workload import Capabilities, Workload
 
 SCHEMA = 1
 """Version of the folder's layout; a file of a newer one is refused."""
@@ -79,8 +80,8 @@ class Description(_Strict):
     reference: str
     reference_s: Rounded = Field(gt=0)
     node_overhead_s: Rounded = Field(ge=0)
-    dtypes: tuple[DType, ...]
-    channel_multiple: dict[DType, PositiveInt]
+    dtypes: tuple[FormatName, ...]
+    channel_multiple: dict[FormatName, PositiveInt]
     estimate: bool = False
     learnt_from: tuple[str, ...] | None = None
     environment: dict[str, str] = Field(default_factory=dict)
@@ -215,7 +216,7 @@ def _kernel_cells(index: int, site: Site, row: KernelRow) -> list[object]:
     dims = ("x".join(map(str, d)) for d in (w.size, w.out_size, w.window, w.stride))
     measured = ["", ""] if row.time_s is None else [row.time_s, row.samples]
     return [
-        index, w.op, w.dtype.value, w.in_channels, w.out_channels, *dims, w.groups, "+".join(w.fused), site.arity,
+        index, w.op, w.dtype, w.in_channels, w.out_channels, *dims, w.groups, "+".join(w.fused), site.arity,
         _words(site.layout, _LAYOUTS), _words(site.moved, _LAYOUTS), _words(site.peculiarity, _PECULIARITIES),
         *measured,
     ]  # fmt: skip
@@ -225,7 +226,7 @@ def _site(cells: dict[str, str]) -> Site:
     size, out_size, window, stride = (_dims(cells[c]) for c in ("size", "out_size", "window", "stride"))
     workload = Workload(
         cells["op"], _positive(cells["in_channels"]), _positive(cells["out_channels"]), size, out_size, window, stride,
-        _positive(cells["groups"]), DType(cells["dtype"]), tuple(filter(None, cells["fused"].split("+"))),
+        _positive(cells["groups"]), format_of(cells["dtype"]).name, tuple(filter(None, cells["fused"].split("+"))),
     )  # fmt: skip
     layout, moved = _bits(cells["layout"], _LAYOUTS), _bits(cells["moved"], _LAYOUTS)
     return Site(workload, int(cells["arity"]), layout, moved, _bits(cells["peculiarity"], _PECULIARITIES))

@@ -13,7 +13,8 @@ and int8 ones whose outputs come in sixteens, for which ONNX Runtime has another
 import math
 
 from autocompress.profiles.sites import BLOCK, DOT_PRODUCT, Site
-from autocompress.vocabulary.workload import WEIGHTED_OPS, DType
+from autocompress.vocabulary.formats import format_of
+from autocompress.vocabulary.workload import WEIGHTED_OPS
 
 DENSE_POSITIONS = 256
 """With fewer output positions, a float convolution is over before the clock falls."""
@@ -25,14 +26,14 @@ HALF_LOWERED = 3
 def lowers_clock(site: Site) -> bool:
     """Whether a kernel is one of those float convolutions."""
     w = site.workload
-    dense = w.op == "conv" and w.dtype is DType.FP32 and w.groups == 1
+    dense = w.op == "conv" and format_of(w.dtype).is_float and w.groups == 1
     return dense and DOT_PRODUCT <= w.in_channels < BLOCK and math.prod(w.out_size) >= DENSE_POSITIONS
 
 
 def suffers(site: Site) -> bool:
     """Whether a kernel multiplies int8 matrices on tiles."""
     w = site.workload
-    return w.op in WEIGHTED_OPS and w.dtype is DType.INT8 and (w.op != "conv" or w.out_channels % BLOCK != 0)
+    return w.op in WEIGHTED_OPS and format_of(w.dtype).is_static and (w.op != "conv" or w.out_channels % BLOCK != 0)
 
 
 def time_lowered(kernels: float) -> float:

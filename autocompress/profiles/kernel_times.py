@@ -149,10 +149,10 @@ class _TermsOfAny:
         return sums
 
     def _like(self, site: Site) -> Floats:
-        kind = _multiplies(site), site.workload.dtype.value
+        kind = _multiplies(site), site.workload.dtype
         if kind not in self._weights:
             alike = [_multiplies(other) == kind[0] for other in self._known]
-            same = [a and other.workload.dtype.value == kind[1] for a, other in zip(alike, self._known, strict=True)]
+            same = [a and other.workload.dtype == kind[1] for a, other in zip(alike, self._known, strict=True)]
             chosen = np.flatnonzero(same if any(same) else alike if any(alike) else np.ones(len(alike)))
             self._weights[kind] = _fit(self._rows[chosen], self._times[chosen])
         return self._weights[kind]
@@ -168,7 +168,7 @@ def _multiplies(site: Site) -> bool:
 
 
 def kernel_class(site: Site) -> tuple[str, str]:
-    return site.workload.op, site.workload.dtype.value
+    return site.workload.op, site.workload.dtype
 
 
 def _fit(rows: Floats, times: Floats) -> Floats:

@@ -1,7 +1,7 @@
 """A hardware profile: prices a plan's kernels on one device, saved as text and fitted again when loaded."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import environ, pathsep
@@ -16,14 +16,12 @@ from autocompress.profiles.kernel_times import KernelTimes, RooflineTimes, SiteT
 from autocompress.profiles.predictor import Observation, Prediction, Predictor
 from autocompress.profiles.sites import Site, sites
 from autocompress.vocabulary.errors import DeviceError, ProfileError, nearest
-from autocompress.vocabulary.workload import Capabilities, DType, Kernel, Kernels, Latency
+from autocompress.vocabulary.formats import TRAINED_IN, mildest
+from autocompress.vocabulary.workload import Capabilities, Kernel, Kernels, Latency
 
 UNCALIBRATED = 3.0
 """A roofline bounds a kernel's time from below; that real ones take at most this many times as long is an assumption,
 stated as the interval of a profile that nothing was measured for."""
-
-_CONVERTED = frozenset({"conv", "linear"})
-"""What an int8 conversion computes in int8 by itself; what moves or combines its results follows."""
 
 SEARCH_PATH_VARIABLE = "AUTOCOMPRESS_PROFILES"
 
@@ -156,9 +154,9 @@ class Profile:
         return Predictor(self._times, self._observed(*Role), scores)
 
     def _sites(self, kernels: Kernels | Sequence[Kernel]) -> dict[str, Site]:
-        """On hardware that has nothing but int8, what a plan leaves in fp32 is priced in int8, for want of a choice."""
-        if isinstance(kernels, Mapping) and DType.FP32 not in self.description.dtypes:
-            kernels = _converted(kernels)
+        """On hardware that has no fp32, what a plan leaves in it is priced in the mildest format there is."""
+        if isinstance(kernels, Mapping) and TRAINED_IN not in self.description.dtypes:
+            kernels = _converted(kernels, self.description.dtypes)
         return sites(kernels)
 
     def _observed(self, *roles: Role) -> list[Observation]:
@@ -212,11 +210,14 @@ def profile_of(device: str) -> Profile | None:
     return next((load(name) for name in names), None)
 
 
-def _converted(kernels: Kernels) -> Kernels:
-    return {
-        name: kernel.with_workload(dtype=DType.INT8) if kernel.workload.op in _CONVERTED else kernel
-        for name, kernel in kernels.items()
-    }
+def _converted(kernels: Kernels, dtypes: Collection[str]) -> Kernels:
+    """With the decisions made; what moves or combines results follows by itself."""
+    return {name: _in_mildest(kernel, dtypes) for name, kernel in kernels.items()}
+
+
+def _in_mildest(kernel: Kernel, dtypes: Collection[str]) -> Kernel:
+    row = mildest(dtypes, kernel.workload.op) if kernel.workload.dtype == TRAINED_IN else None
+    return kernel if row is None else kernel.with_workload(dtype=row.name)
 
 
 def _find(name_or_path: str | Path) -> Path:

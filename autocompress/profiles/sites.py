@@ -10,8 +10,9 @@ its optimised graphs (correlation 0.99). For other runtimes the same facts are m
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from autocompress.vocabulary.formats import format_of
 from autocompress.vocabulary.precision import lower
-from autocompress.vocabulary.workload import WEIGHTED_OPS, DType, Kernel, Kernels, Workload
+from autocompress.vocabulary.workload import WEIGHTED_OPS, Kernel, Kernels, Workload
 
 PLANAR, BLOCKED, LAST = 1, 2, 4
 """Layouts of a tensor, as bits."""
@@ -90,7 +91,7 @@ class _Walk:
 
     def _tensor(self, source: str, reader: Kernel) -> str:
         """The tensor that a kernel reads of what `source` makes: in the reader's number format."""
-        int8 = reader.workload.dtype is DType.INT8
+        int8 = format_of(reader.workload.dtype).is_static
         name = (self._quantised if int8 else self._dequantised).get(source)
         if name is None:
             self._read_plainly.add(source)
@@ -127,7 +128,7 @@ def _enter_channels_last(lowered: Sequence[Kernel], quantised: Mapping[str, str]
     if not quantised:
         return set()
     convolutions, others, left_int8 = set[str](), set[str](), set[str]()
-    int8 = {kernel.name for kernel in lowered if kernel.workload.dtype is DType.INT8}
+    int8 = {kernel.name for kernel in lowered if format_of(kernel.workload.dtype).is_static}
     for kernel in lowered:
         if kernel.name not in int8:
             if kernel.workload.op in _COMBINES and any(i in int8 or i in left_int8 for i in kernel.inputs):
@@ -149,7 +150,7 @@ def _layouts(workload: Workload, inputs: list[int]) -> tuple[int, int]:
 def _convolution_layouts(workload: Workload) -> tuple[int, int]:
     """A blocked convolution with less than a block of input channels reads them planar."""
     inputs, outputs = workload.in_channels, workload.out_channels
-    if workload.dtype is DType.INT8:
+    if format_of(workload.dtype).is_static:
         return LAST, LAST
     if workload.groups > 1:
         return (BLOCKED, BLOCKED) if outputs % BLOCK == 0 else (PLANAR, PLANAR)

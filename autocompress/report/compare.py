@@ -22,8 +22,9 @@ from autocompress.search.records import RunFolder
 from autocompress.search.rungs import on_one_scale
 from autocompress.task.task import Task
 from autocompress.vocabulary.errors import RunError, UserError
+from autocompress.vocabulary.formats import TRAINED_IN, formats_of
 from autocompress.vocabulary.pareto import front, hypervolume
-from autocompress.vocabulary.workload import DType, Kernels, Latency
+from autocompress.vocabulary.workload import Kernels, Latency
 
 FILE, TABLE = "compare.json", "compare.csv"
 """What a comparison leaves in the run's folder; the report shows it."""
@@ -180,12 +181,16 @@ def _kernels(study: Study, candidates: Sequence[Candidate], task: Task | None) -
 
 
 def _notes(profiles: Mapping[str, Profile]) -> tuple[str, ...]:
+    lacking = {name: p.capabilities.dtypes for name, p in profiles.items() if TRAINED_IN not in p.capabilities.dtypes}
     return tuple(
-        f"{name} computes in int8 only: layers that a plan leaves in fp32 are priced in int8 there, while the score is "
-        "with them in fp32"
-        for name, profile in profiles.items()
-        if DType.FP32 not in profile.capabilities.dtypes
+        f"{name} computes in {_or(dtypes)} only: layers that a plan leaves in {TRAINED_IN} are priced in "
+        f"{formats_of(dtypes)[0].name} there, while the score is with them in {TRAINED_IN}"
+        for name, dtypes in lacking.items()
     )
+
+
+def _or(dtypes: frozenset[str]) -> str:
+    return " or ".join(row.name for row in formats_of(dtypes))
 
 
 def _priced(row: Mapping[str, Any]) -> Priced:

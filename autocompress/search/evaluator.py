@@ -54,7 +54,7 @@ from autocompress.task.checks import check_task
 from autocompress.task.onnx_file import notes_of
 from autocompress.task.task import Loader, Score, Task
 from autocompress.vocabulary.errors import BuildError, ExportError, TaskError, VerificationError
-from autocompress.vocabulary.formats import FORMATS
+from autocompress.vocabulary.formats import format_of
 from autocompress.vocabulary.workload import Artifact, Kernel, Kernels, Latency, distinct_weights, total_macs
 
 ORIGINAL = "original.onnx"
@@ -354,7 +354,7 @@ def _size(kernels: Iterable[Kernel]) -> tuple[int, int]:
     size_bytes, params = NODE_BYTES * len(everything), 0
     for kernel in distinct_weights(everything).values():
         w = kernel.workload
-        size_bytes += FORMATS[w.dtype].stored_bytes(w.weights, w.out_channels)
+        size_bytes += format_of(w.dtype).stored_bytes(w.weights, w.out_channels)
         params += w.weights + w.out_channels
     return size_bytes, params
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.vocabulary.errors import RunError
-from autocompress.vocabulary.workload import DType, Kernel, Kernels, Workload
+from autocompress.vocabulary.formats import format_of
+from autocompress.vocabulary.workload import Kernel, Kernels, Workload
 
 FILE = "kernels.json"
 
@@ -44,6 +45,6 @@ def _kernel(row: list[Any]) -> Kernel:
     op, in_channels, out_channels, size, out_size, window, stride, groups, dtype, fused = work
     workload = Workload(
         op, in_channels, out_channels, tuple(size), tuple(out_size), tuple(window), tuple(stride), groups,
-        DType(dtype), tuple(fused),
+        format_of(dtype).name, tuple(fused),
     )  # fmt: skip
     return Kernel(name, layer, tuple(inputs), workload)

@@ -3,8 +3,15 @@
 from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
-from autocompress.vocabulary.workload import DType
+from autocompress.vocabulary import plugins
+from autocompress.vocabulary.errors import PluginError, nearest
+
+FP32 = "fp32"
+INT8 = "int8"
+TRAINED_IN = FP32
+"""What a layer computes in that is left alone."""
 
 
 class Mode(StrEnum):
@@ -18,37 +25,74 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One row. `symmetric` is about weights; `group_size` is how many of them share a scale (None: all of an output
-    channel, or, in a float format, none has one). `channel_bytes` are stored beside the weights of each output channel:
-    its bias, and its scale and zero point if it has any. Which kernels of a device run it, Capabilities say."""
+    """One row; `name` is that in plans, profiles and parameters of a study.
 
-    dtype: DType
+    `symmetric` is about weights; `group_size` is how many of them share a scale (None: all of an output channel, or, in
+    a float format, none has one). `channel_bytes` are stored beside the weights of each output channel: its bias, and
+    its scale and zero point if it has any. `layers` are the kinds that have kernels in the format; which devices have
+    them, Capabilities say.
+    """
+
+    name: str
     weight_bits: int
     activation_bits: int
     mode: Mode
     symmetric: bool = True
     group_size: int | None = None
     channel_bytes: int = 4
+    layers: frozenset[str] = frozenset({"conv", "linear"})
 
     @property
     def is_float(self) -> bool:
         return self.mode is Mode.FLOAT
 
+    @property
+    def is_static(self) -> bool:
+        """Whether tensors exist in the format: what lies between two such layers is in it too."""
+        return self.mode is Mode.STATIC
+
     def stored_bytes(self, weights: int, channels: int) -> int:
         return weights * self.weight_bits // 8 + channels * self.channel_bytes
 
 
-FORMATS: dict[DType, Format] = {
-    row.dtype: row
-    for row in (
-        Format(DType.FP32, 32, 32, Mode.FLOAT),
-        Format(DType.INT8, 8, 8, Mode.STATIC, channel_bytes=9),
-    )
-}
-"""From mildest to strongest; the first is what models are trained in. INT8 is QDQ: uint8 activations over the whole
-tensor, int8 weights per output channel."""
+_OWN = (
+    Format(FP32, 32, 32, Mode.FLOAT, layers=frozenset({"conv", "conv_transpose", "linear"})),
+    Format(INT8, 8, 8, Mode.STATIC, channel_bytes=9),
+)
+"""INT8 is QDQ: uint8 activations over the whole tensor, int8 weights per output channel."""
 
 
-def formats_of(available: Container[DType]) -> tuple[Format, ...]:
+@cache
+def formats() -> tuple[Format, ...]:
+    """All rows, plug-ins' too, from mildest to strongest; the first is TRAINED_IN. Raises PluginError."""
+    rows = [*_OWN, *map(_installed, plugins.names(plugins.FORMATS))]
+    return tuple(sorted(rows, key=lambda row: (-row.weight_bits, -row.activation_bits, row.name)))
+
+
+@cache
+def format_of(name: str) -> Format:
+    """The row of a name. Raises ValueError, saying the nearest."""
+    rows = {row.name: row for row in formats()}
+    if name not in rows:
+        raise ValueError(f"unknown number format {name!r}: {nearest(name, rows)}")
+    return rows[name]
+
+
+def formats_of(available: Container[str]) -> tuple[Format, ...]:
     """Those among the available ones, from mildest to strongest."""
-    return tuple(row for row in FORMATS.values() if row.dtype in available)
+    return tuple(row for row in formats() if row.name in available)
+
+
+def mildest(available: Container[str], kind: str) -> Format | None:
+    """What a kind of layer computes in at best, where hardware has but these formats; None if it has none for it."""
+    return next((row for row in formats_of(available) if kind in row.layers), None)
+
+
+def _installed(name: str) -> Format:
+    row = plugins.load(plugins.FORMATS, name)
+    if not isinstance(row, Format) or row.name != name or name in {own.name for own in _OWN}:
+        raise PluginError(
+            f"{plugins.owner(plugins.FORMATS, name)} declares {plugins.FORMATS} {name!r}, which is {row!r}; it must be "
+            f"a Format of that name, other than {', '.join(own.name for own in _OWN)}"
+        )
+    return row

@@ -12,6 +12,7 @@ METHODS = "autocompress.methods"
 DEVICES = "autocompress.devices"
 IMPORTANCES = "autocompress.importances"
 FUSIONS = "autocompress.fusions"
+FORMATS = "autocompress.formats"
 
 _OWN = "autocompress"
 _SOURCES = Path(__file__).parents[2] / "pyproject.toml"

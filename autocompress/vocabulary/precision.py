@@ -1,14 +1,15 @@
-"""The precision rule: which kernels and tensors are int8, and where the number format changes.
+"""The precision rule: which kernels and tensors are quantised, and where the number format changes.
 
 Price, simulated quantisation and exporter all ask here, so that what is priced is what runs.
 """
 
-from autocompress.vocabulary.workload import WEIGHTED_OPS, DType, Kernel, Kernels, Workload
+from autocompress.vocabulary.formats import TRAINED_IN, format_of
+from autocompress.vocabulary.workload import WEIGHTED_OPS, Kernel, Kernels, Workload
 
 QUANTISABLE_PASSIVE = frozenset(
     {"add", "mul", "avg_pool", "max_pool", "mean", "concat", "reshape", "transpose", "slice", "split", "pad"}
 )
-"""Kernels without weights that a runtime can execute on int8 tensors."""
+"""Kernels without weights that a runtime can execute on quantised tensors."""
 
 SCALE_KEEPING = frozenset({"max_pool", "reshape", "transpose", "slice", "split", "pad"})
 """Kernels whose output holds only values of their input (or zero): it keeps the input's scale."""
@@ -28,68 +29,71 @@ def is_fixed(kernel: Kernel) -> bool:
 
 
 def absorbs_activation(kernel: Kernel) -> bool:
-    """Whether an int8 kernel computes its activation by saturating, not in float after it."""
+    """Whether a quantised kernel computes its activation by saturating, not in float after it."""
     return CLIPPING.issuperset(kernel.workload.fused)
 
 
 def resolve(kernels: Kernels) -> dict[str, Kernel]:
     """The same kernels, each in the precision it runs in.
 
-    Weighted kernels carry the plan's decision already. A kernel that merely follows is int8 iff it can be, all its
-    inputs are quantised, and a neighbour computes in int8: its producer, or a reader that is weighted. For a fixed
-    convolution, an int8 kernel at the other side of the add that it feeds counts too.
+    Weighted kernels carry the plan's decision already. A kernel that merely follows is quantised iff it can be, all its
+    inputs are, in one static format, and a neighbour computes in that: its producer, or a reader that is weighted. For
+    a fixed convolution, a quantised kernel at the other side of the add that it feeds counts too.
     """
-    wanted, beside = _near_int8(kernels)
+    wanted, beside = _near_quantised(kernels)
     resolved: dict[str, Kernel] = {}
-    computed: set[str] = set()
+    computed: dict[str, str] = {}
     for name, kernel in kernels.items():
         workload = kernel.workload
         if workload.op in WEIGHTED_OPS and not is_fixed(kernel):
             dtype = workload.dtype
         else:
-            dtype = DType.INT8 if _follows(kernel, computed, wanted, beside) else DType.FP32
-        resolved[name] = kernel if dtype is workload.dtype else _in_dtype(kernel, dtype)
-        if dtype is DType.INT8:
-            computed.add(name)
+            dtype = _followed(kernel, computed, wanted, beside) or TRAINED_IN
+        resolved[name] = kernel if dtype == workload.dtype else _in_dtype(kernel, dtype)
+        if format_of(dtype).is_static:
+            computed[name] = dtype
     return resolved
 
 
-def quantised_tensors(resolved: Kernels) -> frozenset[str]:
-    """Kernels and graph inputs whose output exists as int8, given resolved kernels.
+def is_quantised(resolved: Kernel) -> bool:
+    """Whether a kernel computes on quantised tensors."""
+    return format_of(resolved.workload.dtype).is_static
 
-    A kernel that can write floats (see `_writes_floats`) does unless an int8 kernel reads them.
+
+def quantised_tensors(resolved: Kernels) -> frozenset[str]:
+    """Kernels and graph inputs whose output exists in a static format, given resolved kernels.
+
+    A kernel that can write floats (see `_writes_floats`) does unless a quantised kernel reads them.
     """
-    read = {source for kernel in resolved.values() if kernel.workload.dtype is DType.INT8 for source in kernel.inputs}
-    produced = {
-        name for name, kernel in resolved.items() if kernel.workload.dtype is DType.INT8 and not _writes_floats(kernel)
-    }
+    read = {source for kernel in resolved.values() if is_quantised(kernel) for source in kernel.inputs}
+    produced = {name for name, kernel in resolved.items() if is_quantised(kernel) and not _writes_floats(kernel)}
     return frozenset(read | produced)
 
 
 def boundaries(resolved: Kernels) -> list[Kernel]:
     """The conversions between number formats that resolved kernels need.
 
-    `X>q` quantises what fp32 kernel (or graph input) X made for int8 readers; `X>dq` gives fp32 readers, or the caller,
-    what int8 kernel X made.
+    `X>q` quantises what float kernel (or graph input) X made for quantised readers; `X>dq` gives float readers, or the
+    caller, what quantised kernel X made. The static formats of one plan are one.
     """
-    as_int8: dict[str, Kernel] = {}
+    quantised: dict[str, Kernel] = {}
     as_float: set[str] = set()
     for kernel in resolved.values():
-        if kernel.workload.dtype is DType.INT8:
+        if is_quantised(kernel):
             for source in kernel.inputs:
-                as_int8.setdefault(source, kernel)
+                quantised.setdefault(source, kernel)
         else:
             as_float.update(kernel.inputs)
     found = [
         _conversion(source, "quantize", resolved.get(source), reader)
-        for source, reader in as_int8.items()
-        if source not in resolved or resolved[source].workload.dtype is DType.FP32
+        for source, reader in quantised.items()
+        if source not in resolved or not is_quantised(resolved[source])
     ]
     for name, kernel in resolved.items():
-        if kernel.workload.dtype is DType.INT8:
-            read_as_int8 = name in as_int8
-            wanted_as_float = name in as_float or not read_as_int8
-            if wanted_as_float and (read_as_int8 or not _writes_floats(kernel)):
+        if is_quantised(kernel):
+            read_quantised = name in quantised
+            wanted_as_float = name in as_float or not read_quantised
+            if wanted_as_float and (read_quantised or not _writes_floats(kernel)):
                 found.append(_conversion(name, "dequantize", kernel, kernel))
     return found
 
@@ -100,9 +104,9 @@ def lower(kernels: Kernels) -> list[Kernel]:
     return [*resolved.values(), *boundaries(resolved)]
 
 
-def _near_int8(kernels: Kernels) -> tuple[set[str], set[str]]:
-    """Tensors that an int8 kernel of the plan reads, and those that are added to what one makes."""
-    wanted: set[str] = set()
+def _near_quantised(kernels: Kernels) -> tuple[dict[str, str], set[str]]:
+    """Tensors that a quantised kernel of the plan reads, with its format, and those added to what one makes."""
+    wanted: dict[str, str] = {}
     decided: set[str] = set()
     beside: set[str] = set()
     for name, kernel in kernels.items():
@@ -110,22 +114,26 @@ def _near_int8(kernels: Kernels) -> tuple[set[str], set[str]]:
         if workload.op in _BINARY:
             if not decided.isdisjoint(kernel.inputs):
                 beside.update(kernel.inputs)
-        elif workload.dtype is DType.INT8 and workload.op in WEIGHTED_OPS and not is_fixed(kernel):
+        elif workload.op in WEIGHTED_OPS and is_quantised(kernel) and not is_fixed(kernel):
             decided.add(name)
-            wanted.update(kernel.inputs)
+            wanted.update(dict.fromkeys(kernel.inputs, workload.dtype))
     return wanted, beside
 
 
-def _follows(kernel: Kernel, computed: set[str], wanted: set[str], beside: set[str]) -> bool:
+def _followed(kernel: Kernel, computed: dict[str, str], wanted: dict[str, str], beside: set[str]) -> str | None:
+    """The static format of its neighbours, None where it stays in float."""
     if not kernel.inputs or not _quantisable(kernel):
-        return False
-    near_int8 = kernel.name in wanted or (kernel.name in beside and is_fixed(kernel))
+        return None
+    near = kernel.name in wanted or (kernel.name in beside and is_fixed(kernel))
+    dtype: str | None = None
     for source in kernel.inputs:
-        if source in computed:
-            near_int8 = True
-        elif source not in wanted:
-            return False
-    return near_int8
+        made = computed.get(source)
+        near = near or made is not None
+        found = made or wanted.get(source)
+        if found is None or dtype not in (None, found):
+            return None
+        dtype = found
+    return dtype if near else None
 
 
 def _quantisable(kernel: Kernel) -> bool:
@@ -141,7 +149,7 @@ def _quantisable(kernel: Kernel) -> bool:
 
 
 def _writes_floats(kernel: Kernel) -> bool:
-    """An int8 matrix product can leave its result in float, and an activation that is computed already has it there."""
+    """A quantised matrix product can leave its result in float; an activation that is computed has it there already."""
     return kernel.workload.op == "linear" or not absorbs_activation(kernel)
 
 
@@ -150,10 +158,10 @@ def _conversion(producer: str, op: str, made: Kernel | None, shaped: Kernel) -> 
     w = shaped.workload
     channels, size = (w.in_channels, w.size) if made is None else (made.workload.out_channels, made.workload.out_size)
     name = f"{producer}>{'q' if op == 'quantize' else 'dq'}"
-    return Kernel(name, producer, (producer,), Workload(op, channels, channels, size, size, dtype=DType.INT8))
+    return Kernel(name, producer, (producer,), Workload(op, channels, channels, size, size, dtype=w.dtype))
 
 
-def _in_dtype(kernel: Kernel, dtype: DType) -> Kernel:
+def _in_dtype(kernel: Kernel, dtype: str) -> Kernel:
     """`kernel` in another number format, spelled out: dataclasses.replace is too slow for a price."""
     w = kernel.workload
     workload = Workload(

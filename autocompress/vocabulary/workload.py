@@ -4,16 +4,10 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-
-class DType(StrEnum):
-    """Number format a kernel computes in."""
-
-    FP32 = "fp32"
-    INT8 = "int8"
+from autocompress.vocabulary.formats import TRAINED_IN
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +16,8 @@ class Workload:
 
     `size` and `out_size` are the positions the channels are repeated over: (H, W) of an image, (T,) of a
     sequence, () of a vector; whatever is folded into the batch axis (windows, frames) comes first. `window` and
-    `stride` are empty where the operation has none. `fused` names what the runtime folds in, in order ("relu", ...).
+    `stride` are empty where the operation has none. `dtype` names a row of formats.py. `fused` names what the runtime
+    folds in, in order ("relu", ...).
 
     A "matmul" of (heads, M, K) and (heads, K, N) has heads as channels, (M, K) and (M, N) as positions; without heads
     K and N are its channels. An "attention" has its queries and results there, and in `window` how many keys each
@@ -39,7 +34,7 @@ class Workload:
     window: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     groups: int = 1
-    dtype: DType = DType.FP32
+    dtype: str = TRAINED_IN
     fused: tuple[str, ...] = ()
 
     @property
@@ -181,8 +176,8 @@ class Capabilities:
     `channel_multiple` is the width step below which a cut brings no time, per number format.
     """
 
-    dtypes: frozenset[DType]
-    channel_multiple: Mapping[DType, int]
+    dtypes: frozenset[str]
+    channel_multiple: Mapping[str, int]
     sparsity: frozenset[str] = frozenset()
 
 

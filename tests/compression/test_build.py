@@ -18,10 +18,11 @@ from autocompress.graph import trace
 from autocompress.graph.kernels import kernels_of
 from autocompress.graph.types import Graph
 from autocompress.vocabulary.errors import BuildError
-from autocompress.vocabulary.workload import Capabilities, DType, Kernel
+from autocompress.vocabulary.formats import FP32, INT8
+from autocompress.vocabulary.workload import Capabilities, Kernel
 from tests.zoo import MODELS, OptionAResNet, make
 
-ANY_WIDTH = Capabilities(frozenset(DType), {DType.FP32: 1, DType.INT8: 1})
+ANY_WIDTH = Capabilities(frozenset({FP32, INT8}), {FP32: 1, INT8: 1})
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def random_plan(graph: Graph, draw: random.Random, share: float = 0.5) -> Plan:
 
 def shapes(kernels: dict[str, Kernel]) -> dict[str, Kernel]:
     """Kernels without their number formats, which a simulated model does not show."""
-    return {name: k.with_workload(dtype=DType.FP32) for name, k in kernels.items()}
+    return {name: k.with_workload(dtype=FP32) for name, k in kernels.items()}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -97,7 +98,7 @@ def test_student_and_pruning_of_one_group_combine_by_the_smaller(resnet: Graph) 
 
 def test_decisions_about_a_dropped_branch_are_void(resnet: Graph, statistics: Statistics) -> None:
     dropped = Step("layer1.1.conv1", Prune(0))
-    with_more = (dropped, Step("layer1.1.conv2", Quantize(DType.INT8)), Step("layer1.1.conv1", LowRank("spatial", 2)))
+    with_more = (dropped, Step("layer1.1.conv2", Quantize(INT8)), Step("layer1.1.conv1", LowRank("spatial", 2)))
     kernels = plan_kernels(Plan(resnet.fingerprint, (dropped,)), resnet)
     assert plan_kernels(Plan(resnet.fingerprint, with_more), resnet) == kernels
     assert not any(kernel.layer.startswith("layer1.1") for kernel in kernels.values())

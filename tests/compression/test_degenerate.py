@@ -29,7 +29,7 @@ from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.trace import capture
 from autocompress.graph.types import Graph
 from autocompress.vocabulary.errors import BuildError
-from autocompress.vocabulary.workload import DType
+from autocompress.vocabulary.formats import INT8
 from tests.runner import Runner, runtime
 
 __all__ = ["runtime"]
@@ -124,7 +124,7 @@ def _degenerate(name: str, size: float = 1.0) -> tuple[Graph, Statistics]:
 
 def _plans(graph: Graph) -> dict[str, Plan]:
     """int8, each factorisation in int8, half of all channels by each kind of importance, every branch dropped."""
-    int8 = tuple(Step(name, Quantize(DType.INT8)) for name in graph.layers)
+    int8 = tuple(Step(name, Quantize(INT8)) for name in graph.layers)
     whole = [n for n, layer in graph.layers.items() if getattr(graph.model.get_submodule(n), "groups", 1) == 1]
     convolutions = [name for name in whole if graph.layers[name].kind == "conv"]
     low = {kind: _low_rank(kind, whole if kind == "svd" else convolutions) for kind in ("svd", "spatial", "tucker2")}

@@ -9,7 +9,7 @@ import pytest
 
 from autocompress.devices import Device, list_devices, open_device
 from autocompress.vocabulary.errors import DeviceError, UntimedError
-from autocompress.vocabulary.workload import DType
+from autocompress.vocabulary.formats import formats
 from tests.onnx_files import CHANNELS, CLASSES, write_net
 
 USABLE = [row.name for row in list_devices() if row.usable]
@@ -56,7 +56,7 @@ def test_a_device_has_the_name_it_is_opened_by(device: Device) -> None:
 
 def test_capabilities_name_a_channel_multiple_for_each_format(device: Device) -> None:
     capabilities = device.capabilities()
-    assert capabilities.dtypes <= set(DType) and capabilities.dtypes
+    assert capabilities.dtypes <= {row.name for row in formats()} and capabilities.dtypes
     assert set(capabilities.channel_multiple) == capabilities.dtypes
     assert all(multiple >= 1 for multiple in capabilities.channel_multiple.values())
 

@@ -17,12 +17,14 @@ from autocompress.graph.types import Graph
 from autocompress.search.space import find_space
 from autocompress.vocabulary import plugins
 from autocompress.vocabulary.errors import ConfigError
+from autocompress.vocabulary.formats import FP32, INT8, formats
 from autocompress.vocabulary.precision import is_fixed
-from autocompress.vocabulary.workload import Capabilities, DType, Kernel
+from autocompress.vocabulary.workload import Capabilities, Kernel
 from tests.zoo import make
 
 NETS = ("resnet", "mobilenet")
-ANY = Capabilities(frozenset(DType), dict.fromkeys(DType, 1))
+NAMES = frozenset(row.name for row in formats())
+ANY = Capabilities(NAMES, dict.fromkeys(NAMES, 1))
 
 
 @pytest.fixture(scope="module", params=NETS)
@@ -43,12 +45,12 @@ def options(method: Method, graph: Graph) -> list[Step]:
 
 
 def shapes(kernels: dict[str, Kernel]) -> dict[str, Kernel]:
-    return {name: kernel.with_workload(dtype=DType.FP32) for name, kernel in kernels.items()}
+    return {name: kernel.with_workload(dtype=FP32) for name, kernel in kernels.items()}
 
 
 def cost(kernels: dict[str, Kernel]) -> float:
     """Bits that arithmetic touches: what formats save, and what shapes do."""
-    return sum(k.workload.macs * (8 if k.workload.dtype is DType.INT8 else 32) for k in kernels.values())
+    return sum(k.workload.macs * (8 if k.workload.dtype == INT8 else 32) for k in kernels.values())
 
 
 def test_those_of_the_core_are_there_in_the_order_of_their_stages() -> None:

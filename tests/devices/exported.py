@@ -13,8 +13,9 @@ from autocompress.compression.plan import Plan, Step
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import trace
 from autocompress.graph.types import Graph
+from autocompress.vocabulary.formats import INT8
 from autocompress.vocabulary.precision import lower
-from autocompress.vocabulary.workload import DType, Kernel
+from autocompress.vocabulary.workload import Kernel
 from tests.zoo import make
 
 SHARES = {"fp32": slice(0, 0), "int8": slice(None), "every other": slice(0, None, 2)}
@@ -50,9 +51,7 @@ def rms(difference: np.ndarray) -> float:
 
 def _plan(net: str, share: str) -> Plan:
     graph, _ = _traced(net)
-    return Plan(
-        graph.fingerprint, tuple(Step(layer, Quantize(DType.INT8)) for layer in list(graph.layers)[SHARES[share]])
-    )
+    return Plan(graph.fingerprint, tuple(Step(layer, Quantize(INT8)) for layer in list(graph.layers)[SHARES[share]]))
 
 
 @cache

@@ -18,25 +18,26 @@ from autocompress.devices.roofline import Rates, roofline
 from autocompress.export.onnx import to_onnx
 from autocompress.graph import trace
 from autocompress.vocabulary.errors import DeviceError
+from autocompress.vocabulary.formats import FP32, INT8
 from autocompress.vocabulary.precision import lower
-from autocompress.vocabulary.workload import DType, Workload
+from autocompress.vocabulary.workload import Workload
 from tests.onnx_files import write_net
 from tests.zoo import make
 
 RATES = Rates(
-    macs_per_s={DType.FP32: 1e9, DType.INT8: 4e9}, bytes_per_s=1e9, launch_s=1e-6,
-    channel_multiple={DType.FP32: 16, DType.INT8: 4},
+    macs_per_s={FP32: 1e9, INT8: 4e9}, bytes_per_s=1e9, launch_s=1e-6,
+    channel_multiple={FP32: 16, INT8: 4},
 )  # fmt: skip
 
 
-def conv(channels: int, dtype: DType, positions: int = 32) -> Workload:
+def conv(channels: int, dtype: str, positions: int = 32) -> Workload:
     size = (positions, positions)
     return Workload("conv", channels, channels, size, size, (3, 3), (1, 1), dtype=dtype)
 
 
 def test_a_compute_bound_kernel_takes_its_multiplications() -> None:
-    assert roofline(conv(16, DType.FP32), RATES) == pytest.approx(1e-6 + 32 * 32 * 16 * 16 * 9 / 1e9)
-    assert roofline(conv(16, DType.INT8), RATES) == pytest.approx(1e-6 + 32 * 32 * 16 * 16 * 9 / 4e9)
+    assert roofline(conv(16, FP32), RATES) == pytest.approx(1e-6 + 32 * 32 * 16 * 16 * 9 / 1e9)
+    assert roofline(conv(16, INT8), RATES) == pytest.approx(1e-6 + 32 * 32 * 16 * 16 * 9 / 4e9)
 
 
 def test_a_memory_bound_kernel_takes_its_bytes() -> None:
@@ -45,8 +46,8 @@ def test_a_memory_bound_kernel_takes_its_bytes() -> None:
 
 
 def test_time_is_a_staircase_in_channels() -> None:
-    assert roofline(conv(17, DType.FP32), RATES) == pytest.approx(roofline(conv(32, DType.FP32), RATES))
-    assert roofline(conv(17, DType.INT8), RATES) < roofline(conv(32, DType.INT8), RATES)
+    assert roofline(conv(17, FP32), RATES) == pytest.approx(roofline(conv(32, FP32), RATES))
+    assert roofline(conv(17, INT8), RATES) < roofline(conv(32, INT8), RATES)
 
 
 def test_one_file_always_takes_the_same_time(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_built_file_holds_the_kernels_that_were_priced(name: str, tmp_path: Pa
     graph = trace(model, inputs)
     draw = random.Random(0)
     for _ in range(3):
-        steps = [Step(layer, Quantize(DType.INT8)) for layer in graph.layers if draw.random() < 0.6]
+        steps = [Step(layer, Quantize(INT8)) for layer in graph.layers if draw.random() < 0.6]
         group = draw.choice(list(graph.free_groups.values()))
         plan = Plan(graph.fingerprint, (*steps, Step(group.id, Prune(group.channels // 2))))
         to_onnx(build(plan, graph, None), tmp_path / "model.onnx", plan.key)

@@ -20,7 +20,8 @@ from autocompress.devices import measure as timing
 from autocompress.devices.base import Array, NodeTime
 from autocompress.devices.measure import gate, measure, median_interval, reference_seconds, sweep, to_latency, to_ratio
 from autocompress.vocabulary.errors import DeviceError
-from autocompress.vocabulary.workload import Capabilities, DType, Measurement
+from autocompress.vocabulary.formats import FP32
+from autocompress.vocabulary.workload import Capabilities, Measurement
 
 REFERENCE_S = 1e-3
 
@@ -38,7 +39,7 @@ class Host:
     draw: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(frozenset({DType.FP32}), {DType.FP32: 1})
+        return Capabilities(frozenset({FP32}), {FP32: 1})
 
     def environment(self) -> dict[str, str]:
         return {"device": self.name, "runtime": self.runtime, "processor": "none"}

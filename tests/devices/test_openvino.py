@@ -20,7 +20,8 @@ from autocompress.devices import openvino as openvino_file
 from autocompress.devices._openvino_nodes import WARMUP, seconds_by_counter
 from autocompress.profiles.calibration import attribute
 from autocompress.vocabulary.errors import DeviceError
-from autocompress.vocabulary.workload import WEIGHTED_OPS, DType
+from autocompress.vocabulary.formats import FP32, INT8
+from autocompress.vocabulary.workload import WEIGHTED_OPS
 from tests.devices.exported import export, kernels, rms, sample
 from tests.onnx_files import write_net
 
@@ -88,7 +89,7 @@ def test_runtimes_differ_by_less_than_int8_costs(device: str, net: str, tmp_path
 def test_layers_run_in_the_format_that_the_plan_says(device: str, net: str, tmp_path: Path) -> None:
     planned = {k.name: k.workload.dtype for k in kernels(net, "every other") if k.workload.op in WEIGHTED_OPS}
     nodes = open_device(device).profile(export(net, "every other", tmp_path), [sample(net)], 5)
-    found = {n.source: DType.INT8 if n.provider.endswith("I8") else DType.FP32 for n in nodes if n.source in planned}
+    found = {n.source: INT8 if n.provider.endswith("I8") else FP32 for n in nodes if n.source in planned}
     assert found == planned
 
 

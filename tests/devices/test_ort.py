@@ -15,7 +15,7 @@ from autocompress.devices import DeviceWarning, _ort_qnn, list_devices, open_dev
 from autocompress.devices import ort as ort_file
 from autocompress.devices._timing import middle_mean
 from autocompress.vocabulary.errors import DeviceError, UntimedError
-from autocompress.vocabulary.workload import DType
+from autocompress.vocabulary.formats import FP32
 from tests.onnx_files import write_net
 
 SAMPLE = [np.zeros((1, 3, 8, 8), np.float32)]
@@ -177,7 +177,7 @@ def test_qualcomms_compiler_takes_a_model_whose_emulation_agrees(tmp_path: Path,
 
 def test_a_provider_of_which_nothing_is_known_has_its_own_name(cuda: Elsewhere) -> None:
     cuda.taken.append("FastChipExecutionProvider")
-    assert open_device("ort:fastchip").capabilities().dtypes == {DType.FP32}
+    assert open_device("ort:fastchip").capabilities().dtypes == {FP32}
     with pytest.raises(DeviceError, match="did you mean 'ort:fastchip'"):
         open_device("ort:fastchp")
 

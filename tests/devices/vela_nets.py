@@ -15,7 +15,7 @@ from autocompress.devices.vela.lowering import lowered
 from autocompress.devices.vela.operators import HANDLERS
 from autocompress.export.onnx import plain_onnx, to_onnx
 from autocompress.graph import Graph, trace
-from autocompress.vocabulary.workload import DType
+from autocompress.vocabulary.formats import INT8
 from tests.zoo import make
 
 ZOO = [("resnet", slice(None)), ("mobilenet", slice(None)), ("dense", slice(None)), ("transformer", slice(None))]
@@ -36,7 +36,7 @@ def planned(name: str, path: Path, int8: slice | None = None) -> tuple[Graph, Pl
     """A model of the zoo with some of its layers in int8."""
     graph = traced(name)
     layers = [n for n, layer in graph.layers.items() if layer.frozen is None and layer.kind in ("conv", "linear")]
-    plan = Plan(graph.fingerprint, tuple(Step(n, Quantize(DType.INT8)) for n in layers[int8 or slice(0)]))
+    plan = Plan(graph.fingerprint, tuple(Step(n, Quantize(INT8)) for n in layers[int8 or slice(0)]))
     to_onnx(build(plan, graph, None), path, plan.key)
     return graph, plan, path
 

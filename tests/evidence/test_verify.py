@@ -41,7 +41,8 @@ from autocompress.graph import trace
 from autocompress.task.calling import calling_of
 from autocompress.task.task import Score, Task
 from autocompress.vocabulary.errors import RunError, UntimedError, VerificationError
-from autocompress.vocabulary.workload import DType, Latency
+from autocompress.vocabulary.formats import INT8
+from autocompress.vocabulary.workload import Latency
 
 ROUNDS = 6
 
@@ -67,7 +68,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Path]:
     """A task, and an int8 model of it with its card."""
     task = make_task()
     graph = trace(task.model, task.example_inputs)
-    plan = Plan(graph.fingerprint, tuple(Step(name, Quantize(DType.INT8)) for name in graph.layers))
+    plan = Plan(graph.fingerprint, tuple(Step(name, Quantize(INT8)) for name in graph.layers))
     built = build(plan, graph)
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     artifact = to_onnx(built, path, plan.key)

@@ -9,8 +9,9 @@ import numpy as np
 
 from autocompress.devices.base import Array, NodeTime
 from autocompress.devices.roofline import Rates, roofline
+from autocompress.vocabulary.formats import FP32, INT8
 from autocompress.vocabulary.precision import lower
-from autocompress.vocabulary.workload import Capabilities, DType, Kernel, Workload
+from autocompress.vocabulary.workload import Capabilities, Kernel, Workload
 
 
 def random_net(draw: random.Random, depth: int = 6) -> dict[str, Kernel]:
@@ -24,7 +25,7 @@ def random_net(draw: random.Random, depth: int = 6) -> dict[str, Kernel]:
 
     for i in range(draw.randint(2, depth)):
         stride, width = draw.choice([1, 1, 2]), draw.choice([8, 12, 16, 24, 28, 32])
-        dtype = DType.INT8 if draw.random() < int8 else DType.FP32
+        dtype = INT8 if draw.random() < int8 else FP32
         out = max(size // stride, 4)
         conv = Workload("conv", channels, width, (size,) * 2, (out,) * 2, (3, 3), (size // out,) * 2, 1, dtype)
         trunk = put(f"conv{i}", (source,), conv)
@@ -57,7 +58,7 @@ class KernelDevice:
     estimate: bool = False
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(frozenset(DType), self.rates.channel_multiple)
+        return Capabilities(frozenset({FP32, INT8}), self.rates.channel_multiple)
 
     def environment(self) -> dict[str, str]:
         return {"device": self.name, "runtime": self.runtime, "processor": "none"}
@@ -75,11 +76,11 @@ class KernelDevice:
 
     def _seconds(self, path: Path) -> list[tuple[Kernel, float]]:
         kernels = self.artifacts[path]
-        floats = [k.workload for k in kernels if k.workload.op == "conv" and k.workload.dtype is DType.FP32]
+        floats = [k.workload for k in kernels if k.workload.op == "conv" and k.workload.dtype == FP32]
         lowered = any(w.in_channels in (8, 12) and w.out_size[0] >= 16 for w in floats)
 
         def seconds(w: Workload) -> float:
-            slowed = lowered and w.op == "conv" and w.dtype is DType.INT8 and w.out_channels % 16 > 0
+            slowed = lowered and w.op == "conv" and w.dtype == INT8 and w.out_channels % 16 > 0
             return roofline(w, self.rates) * (1 + self.throttle * slowed)
 
         return [(kernel, seconds(kernel.workload)) for kernel in kernels]

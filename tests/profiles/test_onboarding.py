@@ -15,8 +15,8 @@ from autocompress.profiles.files import Description
 from autocompress.profiles.onboarding import choose_models, onboard
 from autocompress.profiles.predictor import NOMINAL_COVERAGE
 from autocompress.vocabulary.errors import ProfileError
+from autocompress.vocabulary.formats import FP32, INT8
 from autocompress.vocabulary.precision import lower
-from autocompress.vocabulary.workload import DType
 from tests.profiles.nets import REFERENCE, KernelDevice, device_for, plans_for, random_net
 
 CALIBRATED = plans_for(40)
@@ -26,7 +26,7 @@ COMPUTE = [(2e10, 8e10), (4e9, 3.5e10), (6e10, 7e10)]
 
 
 def device(fp32: float, int8: float, bytes_per_s: float, launch_s: float) -> KernelDevice:
-    macs_per_s = {DType.FP32: fp32, DType.INT8: int8}
+    macs_per_s = {FP32: fp32, INT8: int8}
     rates = Rates(macs_per_s=macs_per_s, bytes_per_s=bytes_per_s, launch_s=launch_s)
     return replace(device_for(CALIBRATED), rates=rates)
 

@@ -19,8 +19,9 @@ from autocompress.profiles.kernel_times import KernelTimes, RooflineTimes
 from autocompress.profiles.profile import SEARCH_PATH_VARIABLE
 from autocompress.profiles.sites import sites
 from autocompress.vocabulary.errors import DeviceError, ProfileError, StorageError
+from autocompress.vocabulary.formats import FP32, INT8
 from autocompress.vocabulary.precision import lower
-from autocompress.vocabulary.workload import DType, Kernel, Workload
+from autocompress.vocabulary.workload import Kernel, Workload
 from tests.profiles.nets import REFERENCE, KernelDevice, KernelSession, device_for, plans_for, random_net
 
 PLANS = plans_for(60)
@@ -79,7 +80,7 @@ def mixed_net(int8: int, float_: int, width: int) -> dict[str, Kernel]:
     """A chain of int8 convolutions with float ones of another width at its end."""
     kernels, source, channels = dict[str, Kernel](), "x", 12
     for i in range(int8 + float_):
-        dtype, outputs = (DType.INT8, 12) if i < int8 else (DType.FP32, width)
+        dtype, outputs = (INT8, 12) if i < int8 else (FP32, width)
         workload = Workload("conv", channels, outputs, (32, 32), (32, 32), (3, 3), (1, 1), 1, dtype)
         kernels[f"conv{i}"] = Kernel(f"conv{i}", f"conv{i}", (source,), workload)
         source, channels = f"conv{i}", outputs
@@ -191,7 +192,7 @@ def test_prices_are_kept_while_the_table_grows(profile: Profile, monkeypatch: py
 
 def test_measured_candidates_correct_the_profile_and_widen_its_interval(profile: Profile) -> None:
     """The truth about a kind of model nobody calibrated: 30 % slower than its kernels let expect."""
-    slow = [{n: k.with_workload(dtype=DType.INT8) for n, k in net.items()} for net in NEW]
+    slow = [{n: k.with_workload(dtype=INT8) for n, k in net.items()} for net in NEW]
     truth = [1.3 * true_seconds(kernels) / profile.reference_s for kernels in slow]
     before = [abs(profile.predict(k).seconds / profile.reference_s / t - 1) for k, t in zip(slow, truth, strict=True)]
     learnt = profile.with_measurements(list(zip(slow[:20], truth[:20], strict=True)))

@@ -16,7 +16,8 @@ from autocompress.search.config import Settings, to_document
 from autocompress.search.engine import Baseline
 from autocompress.search.records import RunFolder
 from autocompress.task.task import Score
-from autocompress.vocabulary.workload import DType, Latency
+from autocompress.vocabulary.formats import INT8
+from autocompress.vocabulary.workload import Latency
 
 
 def _candidate(
@@ -39,9 +40,9 @@ def _ms(value: float | None, origin: str = "predicted") -> Latency | None:
 CANDIDATES = {
     "original": _candidate(Rung.MEASURED, 0.95, 1.0, 1.0),
     "outside": _candidate(
-        Rung.MEASURED, 0.94, 0.5, 0.6, conv1=Quantize(DType.INT8), g1=Prune(0), g2=Prune(12)
+        Rung.MEASURED, 0.94, 0.5, 0.6, conv1=Quantize(INT8), g1=Prune(0), g2=Prune(12)
     ),
-    "low_rank": _candidate(Rung.MEASURED, 0.9, 0.4, 0.41, fc=LowRank("svd", 4), fc_=Quantize(DType.INT8)),
+    "low_rank": _candidate(Rung.MEASURED, 0.9, 0.4, 0.41, fc=LowRank("svd", 4), fc_=Quantize(INT8)),
     "scored": _candidate(Rung.VALIDATED, 0.93, 0.55, None, g2=Prune(8)),
     "rejected": _candidate(Rung.PRICED, None, 2.0, None, g2=Prune(4)),
 }  # fmt: skip

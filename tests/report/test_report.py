@@ -21,7 +21,7 @@ from autocompress.search.engine import Lesson
 from autocompress.search.records import RunFolder
 from autocompress.search.space import Slowing
 from autocompress.vocabulary.errors import AutocompressError, RunError
-from autocompress.vocabulary.workload import DType
+from autocompress.vocabulary.formats import FP32, INT8
 
 from .conftest import CANDIDATES
 
@@ -110,9 +110,9 @@ def test_stages_are_shown_where_they_were_kept(make_run: MakeRun) -> None:
     ("configs", "kind", "words"),
     [
         ((), "as it was", ""),
-        ((Prune(0), Quantize(DType.INT8)), "dropped", "dropped, int8"),
-        ((Prune(8), Quantize(DType.INT8)), "narrowed, 8 bit", "keep 8, int8"),
-        ((Quantize(DType.FP32),), "as it was", "fp32"),
+        ((Prune(0), Quantize(INT8)), "dropped", "dropped, int8"),
+        ((Prune(8), Quantize(INT8)), "narrowed, 8 bit", "keep 8, int8"),
+        ((Quantize(FP32),), "as it was", "fp32"),
         ((LowRank("svd", 4),), "low rank", "svd 4"),
         ((Student(0.5),), "narrowed", "x 0.5"),
     ],

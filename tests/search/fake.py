@@ -18,7 +18,8 @@ from autocompress.search.engine import Baseline, Lesson, Price, Start, Timing, T
 from autocompress.search.space import Decision, Effect, Space
 from autocompress.task.task import Score
 from autocompress.vocabulary.errors import BuildError, VerificationError
-from autocompress.vocabulary.workload import Artifact, DType, Kernels, Latency
+from autocompress.vocabulary.formats import INT8
+from autocompress.vocabulary.workload import Artifact, Kernels, Latency
 
 CHANNELS = 16
 WIDTHS = (12, 8, 4, 0)
@@ -29,7 +30,7 @@ VALIDATION = 5000
 def fake_space(blocks: int = 4, fingerprint: str = "feed") -> Space:
     """A student, `blocks` residual branches of one group and one layer each, and a stem that only changes format."""
     student = Student(0.5)
-    int8 = Quantize(DType.INT8)
+    int8 = Quantize(INT8)
     decisions = [Decision("student:model", "model", Student, (None, student), (1.0, 0.5))]
     for b in range(blocks):
         options = (None, *(Prune(width) for width in WIDTHS))

@@ -23,7 +23,7 @@ from autocompress.search.loop import search
 from autocompress.search.profiling import onboard_task, profile_task
 from autocompress.task.task import Score, Task
 from autocompress.vocabulary.errors import BuildError, ConfigError, ExportError, RunError, TaskError, VerificationError
-from autocompress.vocabulary.workload import DType
+from autocompress.vocabulary.formats import INT8
 from tests.zoo import OptionAResNet, make
 
 SETTINGS = load_settings(samples={"calibration": 32, "sensitivity": 16, "subset": 24}, measuring={"rounds": 16})
@@ -65,7 +65,7 @@ def evaluator(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plans(evaluator) -> dict[str, Plan]:
     groups = [g for g in evaluator.graph.free_groups.values() if g.branch]
-    int8 = tuple(Step(layer, Quantize(DType.INT8)) for layer in evaluator.graph.layers)
+    int8 = tuple(Step(layer, Quantize(INT8)) for layer in evaluator.graph.layers)
     drop, cut = Step(groups[0].id, Prune(0)), Step(groups[1].id, Prune(groups[1].channels // 2))
     made = {"original": (), "int8": int8, "cut": (cut,), "drop": (drop,), "both": (cut, drop)}
     return {name: Plan(evaluator.fingerprint, steps) for name, steps in made.items()}
@@ -143,7 +143,7 @@ def test_a_student_of_the_tasks_own_is_searched_trained_and_exported(tmp_path):
     own = opened(tmp_path, task=tiny_task(student=student))
     own.adopt(own.baseline())
     assert [d.values for d in own.space().of(Student)] == [(1.0, 0.625)]
-    steps = (Step("model", Student(0.625)), *(Step(layer, Quantize(DType.INT8)) for layer in own.graph.layers))
+    steps = (Step("model", Student(0.625)), *(Step(layer, Quantize(INT8)) for layer in own.graph.layers))
     plan, alone = Plan(own.fingerprint, steps), Plan(own.fingerprint, steps[:1])
     assert own.untaught(plan) and not own.untaught(Plan(own.fingerprint))
     assert own.price(plan).params == own.price(alone).params < own.price(Plan(own.fingerprint)).params

@@ -15,10 +15,10 @@ from autocompress.graph import trace
 from autocompress.profiles import Profile, load
 from autocompress.search.profiling import sample_plans
 from autocompress.search.space import find_space
-from autocompress.vocabulary.workload import DType
+from autocompress.vocabulary.formats import INT8
 from tests.zoo import make
 
-RATES = Rates(macs_per_s={DType.INT8: 1e9}, bytes_per_s=1e9, launch_s=1e-6, channel_multiple={DType.INT8: 16})
+RATES = Rates(macs_per_s={INT8: 1e9}, bytes_per_s=1e9, launch_s=1e-6, channel_multiple={INT8: 16})
 NPU = FakeDevice(RATES)
 
 
@@ -35,7 +35,7 @@ def space(graph):  # type: ignore[no-untyped-def]
 @pytest.fixture
 def profile() -> Profile:
     known = load("arm-cortex-a76-roofline")
-    description = known.description.model_copy(update={"rates": RATES, "dtypes": (DType.INT8,)})
+    description = known.description.model_copy(update={"rates": RATES, "dtypes": (INT8,)})
     return Profile(description, {}, ())
 
 
@@ -61,4 +61,4 @@ def test_the_original_is_priced_as_its_conversion(graph, space, profile: Profile
 
 def test_a_profile_of_it_says_so_when_it_is_loaded(profile: Profile, tmp_path: Path) -> None:
     profile.save(tmp_path / "npu")
-    assert load(tmp_path / "npu").capabilities.dtypes == {DType.INT8}
+    assert load(tmp_path / "npu").capabilities.dtypes == {INT8}

@@ -14,12 +14,13 @@ from autocompress.compression.plan import Plan, Step
 from autocompress.graph import trace
 from autocompress.search.profiling import sample_plans
 from autocompress.search.space import Decision, find_space
-from autocompress.vocabulary.workload import Capabilities, DType
+from autocompress.vocabulary.formats import FP32, INT8
+from autocompress.vocabulary.workload import Capabilities
 from tests.search.fake import fake_space
 from tests.zoo import make
 
-DEVICE = Capabilities(frozenset(DType), {DType.FP32: 4, DType.INT8: 4})
-INT8 = Quantize(DType.INT8)
+DEVICE = Capabilities(frozenset({FP32, INT8}), {FP32: 4, INT8: 4})
+INT8 = Quantize(INT8)
 
 choices = st.fixed_dictionaries({d.name: st.integers(0, len(d.options) - 1) for d in fake_space().decisions})
 
@@ -117,7 +118,7 @@ def test_ways_of_saying_the_same_model_give_one_plan():
     assert first == space.plan({"prune:b0": 4}) == space.plan({"prune:b0": 4, "quantize:b1": 0})
     assert space.plan({"student:model": 1, "prune:b1": 2}) == space.plan({"student:model": 1})
     assert space.plan({"student:model": 1, "prune:b1": 3}) != space.plan({"student:model": 1})
-    whole = Plan("feed", (Step("b0", Prune(16)), Step("stem", Quantize(DType.FP32))))
+    whole = Plan("feed", (Step("b0", Prune(16)), Step("stem", Quantize(FP32))))
     assert space.canonical(whole) == Plan("feed")
 
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autocompress.vocabulary.formats import FP32, INT8
 from autocompress.vocabulary.precision import (
     FIXED_SUFFIX,
     QUANTISABLE_PASSIVE,
@@ -12,7 +13,7 @@ from autocompress.vocabulary.precision import (
     quantised_tensors,
     resolve,
 )
-from autocompress.vocabulary.workload import WEIGHTED_OPS, DType, Kernel, Workload
+from autocompress.vocabulary.workload import WEIGHTED_OPS, Kernel, Workload
 
 
 def _graph(*rows: str) -> dict[str, Kernel]:
@@ -21,7 +22,7 @@ def _graph(*rows: str) -> dict[str, Kernel]:
     for row in rows:
         name, op, *inputs = row.split()
         op, _, fused = op.partition("+")
-        dtype = DType.INT8 if op.endswith("8") else DType.FP32
+        dtype = INT8 if op.endswith("8") else FP32
         size = () if op.startswith("linear") else (8, 8)
         workload = Workload(op.removesuffix("8"), 16, 16, size, size, dtype=dtype, fused=(fused,) if fused else ())
         kernels[name] = Kernel(name, name, tuple(inputs), workload)
@@ -29,7 +30,7 @@ def _graph(*rows: str) -> dict[str, Kernel]:
 
 
 def _int8(kernels: dict[str, Kernel]) -> set[str]:
-    return {name for name, kernel in resolve(kernels).items() if kernel.workload.dtype is DType.INT8}
+    return {name for name, kernel in resolve(kernels).items() if kernel.workload.dtype == INT8}
 
 
 SHORTCUT = "pad" + FIXED_SUFFIX
@@ -131,7 +132,7 @@ def test_every_change_of_format_has_one_conversion(kernels: dict[str, Kernel]) -
     assert len(conversions) == len(set(conversions))
     for name, kernel in resolved.items():
         for source in kernel.inputs:
-            if dtype[name] is DType.INT8 and dtype.get(source, DType.FP32) is DType.FP32:
+            if dtype[name] == INT8 and dtype.get(source, FP32) == FP32:
                 assert f"{source}>q" in conversions
                 assert source in quantised_tensors(resolved)
 
@@ -145,10 +146,10 @@ def test_resolving_keeps_decisions_and_is_idempotent(kernels: dict[str, Kernel])
         if kernel.workload.op in WEIGHTED_OPS:
             assert resolved[name] is kernel
         elif kernel.workload.op not in QUANTISABLE_PASSIVE:
-            assert resolved[name].workload.dtype is DType.FP32
+            assert resolved[name].workload.dtype == FP32
 
 
 @given(_random_graphs())
 def test_without_int8_decisions_everything_is_float(kernels: dict[str, Kernel]) -> None:
-    floats = {name: kernel.with_workload(dtype=DType.FP32) for name, kernel in kernels.items()}
+    floats = {name: kernel.with_workload(dtype=FP32) for name, kernel in kernels.items()}
     assert lower(floats) == list(floats.values())

@@ -1,9 +1,9 @@
-"""Quantisation per layer: fp32 or int8 (uint8 activations, int8 weights per channel)."""
+"""Quantisation per layer: what it computes in, a row of the table of number formats."""
 
 import copy
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,30 +21,32 @@ from autocompress.graph.kernels import Fused, fuse
 from autocompress.graph.types import Graph
 from autocompress.task.batches import subset
 from autocompress.vocabulary.errors import BuildError
-from autocompress.vocabulary.formats import FORMATS, Mode, formats_of
-from autocompress.vocabulary.precision import SCALE_KEEPING, absorbs_activation, is_fixed, quantised_tensors, resolve
-from autocompress.vocabulary.workload import WEIGHTED_OPS, Capabilities, DType, Kernel, Kernels
+from autocompress.vocabulary.formats import INT8, TRAINED_IN, format_of, formats, formats_of, mildest
+from autocompress.vocabulary.precision import (
+    SCALE_KEEPING,
+    absorbs_activation,
+    is_fixed,
+    is_quantised,
+    quantised_tensors,
+    resolve,
+)
+from autocompress.vocabulary.workload import WEIGHTED_OPS, Capabilities, Kernel, Kernels
 
 CORRECTION_SAMPLES = 64
 """Calibration samples that biases are corrected on: means need few."""
-
-TRAINED_IN = DType.FP32
-"""What a layer computes in that is left alone."""
-
-INT8_KINDS = frozenset({"conv", "linear"})
 
 _SOFTMAX = frozenset({torch.ops.aten.softmax.int, torch.ops.aten._softmax.default})
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Quantize:
-    """A layer computes in `dtype`: INT8 is static QDQ, uint8 activations and int8 per-channel weights."""
+    """A layer computes in `dtype`, which names a row of the table."""
 
-    dtype: DType
+    dtype: str
 
 
 class QuantizeMethod(Method):
-    """A layer stays as it is (None) or computes in int8, on devices that have it."""
+    """A layer stays as it is (None) or computes in another format, on devices that have it."""
 
     name = "quantize"
     config = Quantize
@@ -53,20 +55,21 @@ class QuantizeMethod(Method):
     approach = Approach.FORMAT
 
     def targets(self, graph: Graph) -> tuple[str, ...]:
-        """Layers that may change; transposed convolutions are left out, as ONNX Runtime has no int8 kernel for them."""
-        return tuple(n for n, layer in graph.layers.items() if layer.frozen is None and layer.kind in INT8_KINDS)
+        """Layers that may change and are of a kind that some format has kernels for."""
+        kinds = frozenset[str]().union(*(row.layers for row in formats() if row.name != TRAINED_IN))
+        return tuple(n for n, layer in graph.layers.items() if layer.frozen is None and layer.kind in kinds)
 
     def options(self, target: str, graph: Graph, capabilities: Capabilities) -> Sequence[Quantize | None]:
-        offered = [row for row in formats_of(capabilities.dtypes) if row.dtype is not TRAINED_IN]
-        return (None, *(Quantize(row.dtype) for row in offered))
+        kind = graph.layers[target].kind
+        offered = [row.name for row in formats_of(capabilities.dtypes) if kind in row.layers]
+        return (None, *(Quantize(name) for name in offered if name != TRAINED_IN))
 
     def value(self, target: str, config: Quantize | None, graph: Graph) -> str:
-        return TRAINED_IN.value if config is None else config.dtype.value
+        return TRAINED_IN if config is None else config.dtype
 
     def label(self, config: Quantize) -> Label:
-        return Label(
-            config.dtype.value, "" if self.is_idle(config) else f"{FORMATS[config.dtype].weight_bits} bit", "#a8dadc"
-        )
+        kind = "" if self.is_idle(config) else f"{format_of(config.dtype).weight_bits} bit"
+        return Label(config.dtype, kind, "#a8dadc")
 
     def rewrite(self, kernels: dict[str, Kernel], target: str, config: Quantize, graph: Graph) -> None:
         self.rewrite_all(kernels, {target: config}, graph)
@@ -74,33 +77,44 @@ class QuantizeMethod(Method):
     def rewrite_all(self, kernels: dict[str, Kernel], configs: Mapping[str, Quantize], graph: Graph) -> None:
         for name, kernel in kernels.items():
             config = configs.get(kernel.layer)
-            if config is not None and kernel.workload.dtype is not config.dtype:
+            if config is not None and kernel.workload.dtype != config.dtype:
                 kernels[name] = kernel.with_workload(dtype=config.dtype)
 
     def apply(self, work: Workspace, target: str, config: Quantize) -> None:
-        """Nothing yet: int8 is simulated once the model is final, for all layers together."""
+        """Nothing yet: the formats are simulated once the model is final, for all layers together."""
 
     def finish(self, model: GraphModule, configs: Mapping[str, Quantize], finishing: Finishing) -> None:
         """Rounds as the runtime will. Given statistics, biases then take back what rounding shifted on average."""
-        int8 = {layer for layer, config in configs.items() if FORMATS[config.dtype].mode is Mode.STATIC}
-        if not int8:
+        static = {layer: config.dtype for layer, config in configs.items() if format_of(config.dtype).is_static}
+        if not static:
             return
+        dtype = _only(set(static.values()))
         unrounded, inputs, statistics = copy.deepcopy(model), finishing.graph.example_inputs, finishing.statistics
         batches = [batch for batch, _ in statistics.batches] if statistics else [inputs]
-        insert_fake_quant(model, int8, batches, inputs, finishing.ranges)
+        insert_fake_quant(model, static.keys(), batches, inputs, finishing.ranges, dtype)
         if statistics is not None:
-            correct_biases(model, unrounded, subset(statistics.batches, CORRECTION_SAMPLES), int8)
+            correct_biases(model, unrounded, subset(statistics.batches, CORRECTION_SAMPLES), static.keys())
 
     def is_idle(self, config: Quantize) -> bool:
-        return config.dtype is TRAINED_IN
+        return config.dtype == TRAINED_IN
 
     def forced(self, target: str, graph: Graph, capabilities: Capabilities) -> Quantize | None:
-        return None if TRAINED_IN in capabilities.dtypes else Quantize(formats_of(capabilities.dtypes)[0].dtype)
+        row = mildest(capabilities.dtypes, graph.layers[target].kind)
+        return None if row is None or TRAINED_IN in capabilities.dtypes else Quantize(row.name)
 
     def decode(self, values: Mapping[str, Any]) -> Quantize:
         found = super().decode(values)
         assert isinstance(found, Quantize)
-        return Quantize(DType(found.dtype))
+        return Quantize(format_of(found.dtype).name)
+
+
+def _only(static: set[str]) -> str:
+    if len(static) > 1:
+        raise BuildError(
+            f"layers are asked to be {' and '.join(sorted(static))}, while tensors between them can be in one such "
+            "format: choose one for the model"
+        )
+    return next(iter(static))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +129,18 @@ class _Point:
 
 def insert_fake_quant(
     model: GraphModule,
-    int8_layers: set[str],
+    layers: Container[str],
     batches: Sequence[Any],
     example_inputs: tuple[Tensor, ...],
     ranges: str = "mse",
+    dtype: str = INT8,
 ) -> None:
-    """Makes an exactly rewritten model, in place, compute what an int8 runtime would for these layers.
+    """Makes an exactly rewritten model, in place, compute what a runtime would with these layers in a static format.
 
     `batches` (a tensor or a tuple of inputs each) show which ranges activations have; `ranges` as in ranges.choose.
     """
     fused = fuse(model, example_inputs)
-    resolved = resolve(_decided(fused.kernels, int8_layers))
+    resolved = resolve(_decided(fused.kernels, layers, dtype))
     points = _points(model, fused, resolved)
     observed = observe(model, [point.node for point in points if point.keeps is None], batches)
     rounding: dict[Node, FakeQuantize] = {}
@@ -139,20 +154,20 @@ def insert_fake_quant(
     model.recompile()
 
 
-def _decided(kernels: Kernels, int8_layers: set[str]) -> dict[str, Kernel]:
+def _decided(kernels: Kernels, layers: Container[str], dtype: str) -> dict[str, Kernel]:
     return {
-        name: kernel.with_workload(dtype=DType.INT8)
-        if kernel.layer in int8_layers and kernel.workload.op in WEIGHTED_OPS
+        name: kernel.with_workload(dtype=dtype)
+        if kernel.layer in layers and kernel.workload.op in WEIGHTED_OPS
         else kernel
         for name, kernel in kernels.items()
     }
 
 
 def _points(model: GraphModule, fused: Fused, resolved: Kernels) -> list[_Point]:
-    """Every tensor to round, in execution order. What fp32 kernels read of an fp32 tensor is not rounded."""
+    """Every tensor to round, in execution order. What float kernels read of a float tensor is not rounded."""
     nodes = {node.name: node for node in model.graph.nodes}
     quantised = quantised_tensors(resolved)
-    int8 = {name for name, kernel in resolved.items() if kernel.workload.dtype is DType.INT8}
+    int8 = {name for name, kernel in resolved.items() if is_quantised(kernel)}
     points: list[_Point] = []
     for node in nodes.values():
         maker = fused.holder.get(node.name)
@@ -172,7 +187,7 @@ def _points(model: GraphModule, fused: Fused, resolved: Kernels) -> list[_Point]
 
 
 def _rounds_before_activation(kernel: Kernel) -> bool:
-    """An int8 convolution, unlike a matrix product, can't hand floats to an activation that has to be computed."""
+    """A quantised convolution, unlike a matrix product, can't hand floats to an activation that has to be computed."""
     return kernel.workload.op != "linear" and not absorbs_activation(kernel)
 
 
@@ -218,7 +233,7 @@ def _insert(model: GraphModule, point: _Point, module: FakeQuantize) -> None:
 def _quantize_weights(model: GraphModule, fused: Fused, resolved: Kernels) -> None:
     for node in model.graph.nodes:
         kernel = resolved.get(fused.holder.get(node.name, ""))
-        if node.op != "call_module" or kernel is None or kernel.workload.dtype is not DType.INT8:
+        if node.op != "call_module" or kernel is None or not is_quantised(kernel):
             continue
         layer = model.get_submodule(node.target)
         if not is_quantizable(layer):
@@ -227,6 +242,7 @@ def _quantize_weights(model: GraphModule, fused: Fused, resolved: Kernels) -> No
         rounding = model.get_submodule(source.target) if source.op == "call_module" else None
         if not isinstance(rounding, FakeQuantize):
             raise BuildError(
-                f"{node.target} shall be int8, but its input {source.name} is not: leave the layer in fp32"
+                f"{node.target} shall be {kernel.workload.dtype}, but its input {source.name} is not: leave the layer "
+                f"in {TRAINED_IN}"
             )
         quantize_weight(layer, rounding.scale)

@@ -23,7 +23,8 @@ from autocompress.devices.tvm.program import KernelCall, compiled, imported
 from autocompress.devices.tvm.remote import connect
 from autocompress.devices.tvm.schedule import CHANNELS
 from autocompress.vocabulary.errors import DeviceError, nearest
-from autocompress.vocabulary.workload import Capabilities, DType
+from autocompress.vocabulary.formats import FP32
+from autocompress.vocabulary.workload import Capabilities
 
 BOARDS = "AUTOCOMPRESS_TVM_RPC"
 """Environment variable with addresses (`rpc://HOST:PORT/KEY`, spaces between) of boards that `available` lists."""
@@ -99,7 +100,7 @@ class TvmDevice:
         return f"tvm {version(DISTRIBUTION)}"
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(frozenset({DType.FP32}), {DType.FP32: CHANNELS})
+        return Capabilities(frozenset({FP32}), {FP32: CHANNELS})
 
     def environment(self) -> dict[str, str]:
         machine = self.machine()

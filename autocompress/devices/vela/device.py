@@ -14,7 +14,8 @@ from autocompress.devices.vela.operators import HANDLERS
 from autocompress.devices.vela.platforms import Platform
 from autocompress.devices.vela.tflite import Model, Operator, to_bytes
 from autocompress.vocabulary.errors import DeviceError
-from autocompress.vocabulary.workload import Capabilities, DType
+from autocompress.vocabulary.formats import INT8
+from autocompress.vocabulary.workload import Capabilities
 
 ON_NPU = "Ethos-U"
 ON_HOST = "host CPU"
@@ -40,7 +41,7 @@ class VelaDevice:
         return f"{PACKAGE} {REQUIRED}"
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(frozenset({DType.INT8}), {DType.INT8: self.platform.channel_multiple})
+        return Capabilities(frozenset({INT8}), {INT8: self.platform.channel_multiple})
 
     def environment(self) -> dict[str, str]:
         platform = self.platform

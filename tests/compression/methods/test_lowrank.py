@@ -12,12 +12,13 @@ from autocompress.compression.methods.quantize import Quantize
 from autocompress.compression.plan import Plan, Step
 from autocompress.graph.kernels import kernels_of
 from autocompress.graph.rewrites import apply_exact
-from autocompress.vocabulary.workload import Capabilities, DType, total_macs
+from autocompress.vocabulary.formats import FP32, INT8
+from autocompress.vocabulary.workload import Capabilities, total_macs
 from tests.compression.repair.nets import zoo
 
 METHOD = LowRankMethod()
-FOURS = Capabilities(frozenset(DType), {DType.FP32: 4, DType.INT8: 8})
-ANY = Capabilities(frozenset(DType), {DType.FP32: 1})
+FOURS = Capabilities(frozenset({FP32, INT8}), {FP32: 4, INT8: 8})
+ANY = Capabilities(frozenset({FP32, INT8}), {FP32: 1})
 
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", "dense", "transformer"])
@@ -65,12 +66,12 @@ def test_predicted_kernels_are_the_built_models_kernels(name: str) -> None:
 def test_parts_keep_their_layer_precision_and_activation() -> None:
     graph = zoo("resnet").graph
     target = "layer3.0.conv1"
-    kernels = {name: kernel.with_workload(dtype=DType.INT8) for name, kernel in graph.kernels.items()}
+    kernels = {name: kernel.with_workload(dtype=INT8) for name, kernel in graph.kernels.items()}
     METHOD.rewrite(kernels, target, LowRank("tucker2", 8), graph)
     found = [kernels[f"{target}#{i}"] for i in (1, 2, 3)]
     assert target not in kernels and total_macs(found) < graph.kernels[target].workload.macs
     assert {kernel.layer for kernel in found} == {target}
-    assert {kernel.workload.dtype for kernel in found} == {DType.INT8}
+    assert {kernel.workload.dtype for kernel in found} == {INT8}
     assert [kernel.workload.fused for kernel in found] == [(), (), graph.kernels[target].workload.fused]
     readers = [k for k, kernel in graph.kernels.items() if target in kernel.inputs]
     assert readers and all(f"{target}#3" in kernels[reader].inputs for reader in readers)
@@ -79,9 +80,9 @@ def test_parts_keep_their_layer_precision_and_activation() -> None:
 def test_decisions_about_the_layer_reach_its_parts() -> None:
     graph = zoo("resnet").graph
     target = "layer3.0.conv1"
-    steps = (Step(target, LowRank("spatial", 8)), Step(target, Quantize(DType.INT8)))
+    steps = (Step(target, LowRank("spatial", 8)), Step(target, Quantize(INT8)))
     kernels = plan_kernels(Plan(graph.fingerprint, steps), graph)
-    assert {kernels[f"{target}#{i}"].workload.dtype for i in (1, 2)} == {DType.INT8}
+    assert {kernels[f"{target}#{i}"].workload.dtype for i in (1, 2)} == {INT8}
 
 
 def test_a_rank_above_the_full_one_counts_as_the_full_one() -> None:

@@ -15,10 +15,11 @@ from autocompress.graph.cut import cut, drop_branch
 from autocompress.graph.kernels import kernels_of
 from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.types import Graph
-from autocompress.vocabulary.workload import Capabilities, DType
+from autocompress.vocabulary.formats import FP32, INT8
+from autocompress.vocabulary.workload import Capabilities
 from tests.zoo import OptionAResNet, make
 
-ANY_WIDTH = Capabilities(frozenset(DType), {DType.FP32: 1, DType.INT8: 1})
+ANY_WIDTH = Capabilities(frozenset({FP32, INT8}), {FP32: 1, INT8: 1})
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.trace import capture
 from autocompress.graph.types import Graph, Layer
 from autocompress.vocabulary.errors import ConfigError
+from autocompress.vocabulary.formats import FP32, INT8
 from autocompress.vocabulary.precision import resolve
-from autocompress.vocabulary.workload import Capabilities, DType, Kernel, Workload
+from autocompress.vocabulary.workload import Capabilities, Kernel, Workload
 from tests.runner import Runner
 from tests.zoo import make
 
@@ -220,10 +221,10 @@ def test_every_layer_runs_in_the_precision_that_was_decided(name: str, tmp_path:
         path = to_onnx(quantized, tmp_path / "model.onnx", "plan").path
         executed = runtime.executed(path)
         decided = {
-            kernel: k.with_workload(dtype=DType.INT8) if k.layer in int8 else k
+            kernel: k.with_workload(dtype=INT8) if k.layer in int8 else k
             for kernel, k in kernels_of(original, (inputs,)).items()
         }
-        ops = Counter(k.workload.op for k in resolve(decided).values() if k.workload.dtype is DType.INT8)
+        ops = Counter(k.workload.op for k in resolve(decided).values() if k.workload.dtype == INT8)
         assert (executed["QLinearConv"], executed["QGemm"]) == (ops["conv"], ops["linear"]), int8
         with torch.no_grad():
             simulated = quantized(inputs).numpy()
@@ -305,17 +306,17 @@ class TestMethod:
     def test_offers_int8_only_where_the_device_has_it(self) -> None:
         method, layer = QuantizeMethod(), "fc"
         graph = _graph()
-        both = Capabilities(frozenset(DType), {})
-        assert method.options(layer, graph, both) == (None, Quantize(DType.INT8))
-        assert method.options(layer, graph, Capabilities(frozenset({DType.FP32}), {})) == (None,)
+        both = Capabilities(frozenset({FP32, INT8}), {})
+        assert method.options(layer, graph, both) == (None, Quantize(INT8))
+        assert method.options(layer, graph, Capabilities(frozenset({FP32}), {})) == (None,)
 
     def test_rewrites_every_kernel_of_the_layer(self) -> None:
         kernels = {
             name: Kernel(name, name.partition("#")[0], ("x",), Workload("linear", 4, 4, (), ()))
             for name in ("fc#1", "fc#2", "head")
         }
-        QuantizeMethod().rewrite(kernels, "fc", Quantize(DType.INT8), _graph())
-        assert [k.workload.dtype for k in kernels.values()] == [DType.INT8, DType.INT8, DType.FP32]
+        QuantizeMethod().rewrite(kernels, "fc", Quantize(INT8), _graph())
+        assert [k.workload.dtype for k in kernels.values()] == [INT8, INT8, FP32]
 
     def test_targets_are_the_layers_that_may_change(self) -> None:
         assert QuantizeMethod().targets(_graph()) == ("fc",)

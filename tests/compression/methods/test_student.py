@@ -27,12 +27,13 @@ from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.types import Graph
 from autocompress.search.space import find_space
 from autocompress.vocabulary.errors import TaskError
-from autocompress.vocabulary.workload import Capabilities, DType
+from autocompress.vocabulary.formats import FP32, INT8
+from autocompress.vocabulary.workload import Capabilities
 from tests.compression.repair.nets import zoo
 from tests.zoo import OptionAResNet
 
 METHOD = StudentMethod()
-ANY = Capabilities(frozenset(DType), {DType.FP32: 1})
+ANY = Capabilities(frozenset({FP32, INT8}), {FP32: 1})
 ZOO = ["resnet", "mobilenet", "shufflenet", "dense", "transformer"]
 
 
@@ -98,14 +99,14 @@ def test_the_tasks_own_students_are_offered_once_each_and_stand_in_whole() -> No
     graph = own_students()
     assert METHOD.options(WHOLE_MODEL, graph, ANY) == (None, Student(0.75), Student(0.625))
     step, cut = Step(WHOLE_MODEL, Student(0.625)), Step(next(iter(graph.free_groups)), Prune(1))
-    plan = Plan(graph.fingerprint, (step, Step("conv1", Quantize(DType.INT8)), cut))
+    plan = Plan(graph.fingerprint, (step, Step("conv1", Quantize(INT8)), cut))
     assert plan_kernels(Plan(graph.fingerprint, (step,)), graph) == graph.students[0.625].kernels
     model = restructure(plan, graph, zoo("resnet"))
     apply_exact(model, graph.example_inputs)
     built, predicted = kernels_of(model, graph.example_inputs), plan_kernels(plan, graph)
-    shapes = {name: kernel.with_workload(dtype=DType.FP32).workload for name, kernel in predicted.items()}
+    shapes = {name: kernel.with_workload(dtype=FP32).workload for name, kernel in predicted.items()}
     assert {name: kernel.workload for name, kernel in built.items()} == shapes
-    assert [k for k, v in predicted.items() if v.workload.dtype is DType.INT8] == ["conv1"]
+    assert [k for k, v in predicted.items() if v.workload.dtype == INT8] == ["conv1"]
 
 
 def test_the_tasks_own_students_come_out_the_same_every_time() -> None:
