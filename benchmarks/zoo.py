@@ -101,16 +101,17 @@ def _save(path: Path, rows: dict[str, Row], seconds: float) -> None:
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Names or fnmatch patterns; all otherwise.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes at a time.")] = 1,
-    again: Annotated[bool, typer.Option(help="Run rows that the file has already.")] = False,
+    again: Annotated[bool, typer.Option(help="Forget the chosen rows that the file has, and run them.")] = False,
     cpu_limit_s: Annotated[int, typer.Option(help="CPU seconds of one architecture.")] = CPU_LIMIT_S,
     out: Annotated[Path, typer.Option("--json", help="JSON file.")] = Path("zoo.json"),
 ) -> None:
     console = Console()
     document = json.loads(out.read_text()) if out.exists() else {}
-    rows: dict[str, Row] = document.get("rows", {})
     chosen = [name for name in ARCHITECTURES if any(fnmatch.fnmatch(name, p) for p in only or ["*"])]
+    known: dict[str, Row] = document.get("rows", {})
+    rows = {name: row for name, row in known.items() if not (again and name in chosen)}
     names, missing = _available(chosen)
-    todo = [name for name in names if again or name not in rows]
+    todo = [name for name in names if name not in rows]
     if todo:
         warm()
     seconds, last = document.get("seconds", 0.0), time.monotonic()
