@@ -339,24 +339,23 @@ class _Flow(torch.fx.Interpreter):
         terms_a, terms_b = self._hard_along(a, [a.dim() - 1]), self._hard_along(b, [b.dim() - 2])
         if terms_a or terms_b:
             self._summed_over(n, a, b, terms_a, terms_b)
-        rows, columns = self._hard_along(a, [a.dim() - 2]), self._hard_along(b, [b.dim() - 1])
-        parts = [
+        lines = [
             self.ledger.tie_all(x, _all_but(x, axis))
-            for x, axis, holds in ((a, a.dim() - 2, rows), (b, b.dim() - 1, columns))
-            if holds
+            for x, axis in ((a, a.dim() - 2), (b, b.dim() - 1))
+            if self._hard_along(x, [axis])
         ]
-        if not parts:
+        if not lines:
             return _blank(shape)
-        first, *other = parts
+        first, *other = lines
         return (self.ledger.tie(first, other[0], _CROSSED.format(n.name)) if other else first).expand(shape)
 
     def _summed_over(self, n: Node, a: Tensor, b: Tensor, terms_a: bool, terms_b: bool) -> None:
-        of_a = self.ledger.tie_all(a, _all_but(a, a.dim() - 1))
-        of_b = self.ledger.tie_all(b, _all_but(b, b.dim() - 2))
-        if terms_a and terms_b:
-            self.ledger.tie(of_a.flatten(), of_b.flatten())
+        sides = ((a, a.dim() - 1, terms_a), (b, b.dim() - 2, terms_b))
+        terms = [self.ledger.tie_all(x, _all_but(x, axis)).flatten() for x, axis, holds in sides if holds]
+        if len(terms) == 2:
+            self.ledger.tie(terms[0], terms[1])
         else:
-            self.ledger.freeze(of_a if terms_a else of_b, f"{n.name} sums over the channels by computed weights")
+            self.ledger.freeze(terms[0], f"{n.name} sums over the channels by computed weights")
 
     def _hard_along(self, x: Tensor, axes: Any) -> bool:
         """Whether channels of layers vary along one of the axes."""

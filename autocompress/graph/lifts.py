@@ -105,12 +105,27 @@ def _turned(lift: _Lift, weight: Constant) -> Constant:
 
 
 def _matrix_product(lift: _Lift, node: Node) -> Node | None:
-    """x @ W with a constant matrix W is a linear layer."""
-    x, matrix = node.args[:2]
-    weight = lift.constant(matrix)
-    if weight is None or lift.constant(x) is not None or weight.value.dim() != 2 or not _is_float(weight.value):
+    """x @ W with a constant matrix W is a linear layer, and so is W @ x, turned, if W is a parameter."""
+    left, right = node.args[:2]
+    before, behind = lift.constant(left), lift.constant(right)
+    if behind is not None and before is None and _is_matrix(behind):
+        return _as_linear(lift, node, left, _turned(lift, behind), None)
+    if before is not None and behind is None and before.trains and _is_matrix(before):
+        return _left_product(lift, node, before, right)
+    return None
+
+
+def _is_matrix(constant: Constant) -> bool:
+    return constant.value.dim() == 2 and _is_float(constant.value)
+
+
+def _left_product(lift: _Lift, node: Node, weight: Constant, x: Any) -> Node | None:
+    if x.meta["val"].dim() < 2:
         return None
-    return _as_linear(lift, node, x, _turned(lift, weight), None)
+    turned = lift.call(aten.transpose.int, (lift.value(x), -2, -1), f"{node.name}_turned")
+    lift.new[turned] = turned
+    made = _as_linear(lift, node, turned, weight, None)
+    return lift.call(aten.transpose.int, (made, -2, -1), f"{node.name}_back")
 
 
 def _affine_product(lift: _Lift, node: Node) -> Node | None:

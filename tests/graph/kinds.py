@@ -199,6 +199,38 @@ def spatial_gate() -> Net:
     return between(lambda m, x: x * torch.sigmoid(m.map(x)), map=conv(8, 1))
 
 
+def matrices_on_the_left() -> Net:
+    """W @ x with parameters W, over channels that come first, and a shift for each of them."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        y = F.softplus(m.first @ x.transpose(1, 2) + m.shift[:, None])
+        return m.head((m.second @ y).mean(2))
+
+    return Net(
+        forward, first=torch.randn(8, 6), shift=torch.randn(8), second=torch.randn(7, 8), head=nn.Linear(7, 3)
+    )  # fmt: skip
+
+
+def scan() -> Net:
+    """A state for every channel and a few more numbers, decayed, fed and read step by step: a state space model."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        y = m.inner(x)
+        size, fed, read = m.told(y).split([2, 3, 3], -1)
+        pace = F.softplus(m.pace @ size.transpose(1, 2))
+        decay = torch.exp(-m.rates.exp() * pace.transpose(1, 2)[..., None])
+        state, seen = 0, []
+        for t in range(5):
+            state = decay[:, t] * state + fed[:, t, None] * y[:, t, :, None]
+            seen.append((state @ read[:, t, :, None])[..., 0])
+        return m.head((torch.stack(seen, 1) * m.skip).mean(1))
+
+    return Net(
+        forward, inner=nn.Linear(6, 8), told=nn.Linear(8, 8), pace=torch.randn(8, 2), rates=torch.randn(8, 3),
+        skip=torch.randn(8), head=nn.Linear(8, 3),
+    )  # fmt: skip
+
+
 def recurrent(kind: type[nn.RNNBase]) -> Net:
     layer = kind(8, 6, num_layers=2, bidirectional=True, batch_first=True)  # type: ignore[call-arg]
     return Net(
@@ -357,6 +389,8 @@ KINDS: dict[str, tuple[Callable[[], Net], Callable[[], tuple[Tensor, ...]], set[
     "norm groups": (lambda: group_normed(4), lambda: (image(),), {"a", "b"}),
     "one norm group": (lambda: group_normed(1), lambda: (image(),), {"a", "b"}),
     "matrices": (matrices, lambda: (tokens(),), {"first", "second"}),
+    "matrices on the left": (matrices_on_the_left, lambda: (tokens(),), {"first", "second"}),
+    "a scan": (scan, lambda: (tokens(),), {"inner", "told"}),
     "PReLU": (lambda: between(lambda m, x: m.act(x), act=nn.PReLU(8)), lambda: (image(),), {"a", "b"}),
     "instance norm": (
         lambda: between(lambda m, x: m.norm(x), norm=nn.InstanceNorm2d(8, affine=True)), lambda: (image(),), {"a", "b"}
