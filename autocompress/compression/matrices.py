@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from autocompress.graph.labels import BATCH_NORMS, TRANSPOSED
 from autocompress.graph.types import Graph
-from autocompress.vocabulary.errors import BuildError
+from autocompress.vocabulary.errors import BuildError, first_line
 
 RIDGE = 1e-3
 """Of the mean squared input, added to every Gram matrix that is inverted; between 1e-5 and 1e-1 it hardly matters."""
@@ -105,7 +105,7 @@ def solvable(place: str) -> Iterator[None]:
     try:
         yield
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise BuildError(f"{place} can't be solved for ({str(error).splitlines()[0]}): {_ADVICE}") from error
+        raise BuildError(f"{place} can't be solved for ({first_line(error)}): {_ADVICE}") from error
 
 
 def require_finite(place: str, tensors: Iterable[Tensor]) -> None:

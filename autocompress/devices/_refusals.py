@@ -20,12 +20,6 @@ def unknown_variant(family: str, variant: str, known: Iterable[str]) -> DeviceEr
     return DeviceError(f"unknown device {asked!r}: {nearest(asked if variant else '', names)}")
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of the message, and the next where that one announces it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-
-
 def last_line(error: BaseException) -> str:
     """The reason at the end of a message that begins with where in its own sources the runtime failed."""
     return str(error).strip().splitlines()[-1].lstrip("- ") if str(error).strip() else type(error).__name__

@@ -17,10 +17,10 @@ from autocompress.devices import _ort_qnn
 from autocompress.devices._host import nvidia_gpu, processor
 from autocompress.devices._ort_providers import CPU, NO_HARDWARE, PROVIDERS, Provider, audit, is_weighted, known
 from autocompress.devices._ort_saturation import UINT8_WEIGHTS, saturates, unshared
-from autocompress.devices._refusals import check_count, first_line, out_of_memory, unknown_variant
+from autocompress.devices._refusals import check_count, out_of_memory, unknown_variant
 from autocompress.devices._timing import middle_mean, stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime, Results, as_results
-from autocompress.vocabulary.errors import DeviceError, UntimedError
+from autocompress.vocabulary.errors import DeviceError, UntimedError, first_line
 from autocompress.vocabulary.workload import Capabilities
 
 LAYOUT_OPS = frozenset({"ReorderInput", "ReorderOutput"})

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autocompress.devices._host import nvidia_gpu, processor
-from autocompress.devices._refusals import check_count, first_line, out_of_memory, unknown_variant
+from autocompress.devices._refusals import check_count, out_of_memory, unknown_variant
 from autocompress.devices._timing import middle_mean, stopwatch
 from autocompress.devices.base import Array, Availability, Device, NodeTime, Results, as_results
-from autocompress.vocabulary.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError, first_line
 from autocompress.vocabulary.formats import FP32
 from autocompress.vocabulary.workload import Capabilities
 

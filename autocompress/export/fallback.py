@@ -14,10 +14,10 @@ from autocompress.export.emitter import Emitter
 from autocompress.export.functions import FUNCTIONS
 from autocompress.export.inlining import inline, portable
 from autocompress.export.lowering import lower, output_names
-from autocompress.export.torch_exporter import export_by_capture, export_by_tracing, first_line, quiet
+from autocompress.export.torch_exporter import export_by_capture, export_by_tracing, quiet
 from autocompress.export.types import BATCH_PROBES, SizeType, TensorType
 from autocompress.export.writer import OPSET
-from autocompress.vocabulary.errors import ExportError
+from autocompress.vocabulary.errors import ExportError, first_line
 
 _ADVICE = "replace it in the model by operators that ONNX has"
 

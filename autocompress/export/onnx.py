@@ -17,14 +17,14 @@ from torch.fx import GraphModule
 from autocompress.export.checking import difference
 from autocompress.export.fallback import emit_with_torch
 from autocompress.export.lowering import lower
-from autocompress.export.torch_exporter import export_by_capture, export_by_tracing, first_line
+from autocompress.export.torch_exporter import export_by_capture, export_by_tracing
 from autocompress.export.types import BATCH, ELEMENT_TYPES, input_types, zeros_of
 from autocompress.export.whole import export_whole
 from autocompress.export.writer import OUTPUT
 from autocompress.graph.kernels import fuse
 from autocompress.task.calling import calling_behind, model_behind
 from autocompress.task.onnx_file import original_of
-from autocompress.vocabulary.errors import ExportError, StorageError
+from autocompress.vocabulary.errors import ExportError, StorageError, first_line
 from autocompress.vocabulary.workload import Artifact
 
 VERSION = version("autocompress")
@@ -65,7 +65,7 @@ def plain_onnx(model: nn.Module, example_inputs: tuple[Tensor, ...], path: str |
         return _stored(came_from.content(), path, ORIGINAL, came_from.opset)
     original = copy.deepcopy(model).eval()
     names, axes, outputs, batched = _form(model, example_inputs)
-    failure: Exception | None = None
+    failures: list[Exception] = []
     for export in (export_by_tracing, export_by_capture):
         for free in (axes, [{} for _ in axes]):
             try:
@@ -73,15 +73,15 @@ def plain_onnx(model: nn.Module, example_inputs: tuple[Tensor, ...], path: str |
                 proto = _with_all_inputs(export(original, inputs, names, outputs, free, batched), names, example_inputs)
                 wrong = difference(proto, original, _samples(example_inputs, free), names, TOLERANCE)
             except Exception as error:  # whatever an exporter trips over, the next one may manage
-                failure = error
+                failures.append(error)
                 continue
             if wrong is None:
                 return _write(proto, path, ORIGINAL, {"plan": ORIGINAL})
-            failure = ExportError(f"what torch.onnx writes is another model: {wrong}")
+            failures.append(ExportError(f"what torch.onnx writes is another model: {wrong}"))
     raise ExportError(
-        f"neither exporter of torch.onnx can write the original model: {first_line(failure)}; "
+        f"neither exporter of torch.onnx can write the original model: {first_line(failures[-1])}; "
         "replace that operator in the model by ones that ONNX has"
-    ) from failure
+    ) from failures[-1]
 
 
 def _with_all_inputs(proto: onnx.ModelProto, names: Sequence[str], inputs: Sequence[Tensor]) -> onnx.ModelProto:

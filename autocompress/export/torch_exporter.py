@@ -71,11 +71,6 @@ def takes_any_number(model: nn.Module) -> bool:
     return kinds == [inspect.Parameter.VAR_POSITIONAL]
 
 
-def first_line(error: BaseException | None) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip()[:240] for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """No warnings, log lines or graph dumps; PyTorch's fused attention path, which ONNX lacks, is off meanwhile."""

@@ -13,10 +13,10 @@ from autocompress.compression.fake_quant import ACTIVATION_MAX, ACTIVATION_MIN, 
 from autocompress.export.checking import difference
 from autocompress.export.fallback import random_inputs
 from autocompress.export.lowering import output_names, results
-from autocompress.export.torch_exporter import export_by_capture, export_by_tracing, first_line
+from autocompress.export.torch_exporter import export_by_capture, export_by_tracing
 from autocompress.export.types import axes_of, input_types, inputs_of
 from autocompress.task.calling import NAMES
-from autocompress.vocabulary.errors import ExportError
+from autocompress.vocabulary.errors import ExportError, first_line
 
 FLOAT_TOLERANCE = 1e-3
 INT8_TOLERANCE = 0.1

@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from autocompress.graph.calls import arguments
 from autocompress.graph.writes import replace_writes, unseen_writes
-from autocompress.vocabulary.errors import TraceError
+from autocompress.vocabulary.errors import TraceError, first_line
 
 aten = torch.ops.aten
 
@@ -66,7 +66,7 @@ def _run_once(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     except Exception as error:
         found = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in inputs)
         raise TraceError(
-            f"the model does not run on example_inputs of shape {found}: {_one_line(error)}; "
+            f"the model does not run on example_inputs of shape {found}: {first_line(error)}; "
             "give one batch as the model's forward takes it"
         ) from error
 
@@ -79,8 +79,8 @@ def _captured(model: nn.Module, inputs: tuple[Tensor, ...], axes: Axes) -> Expor
             return program
     except Exception as error:
         raise TraceError(
-            f"torch.export can't capture the model: {_one_line(error)}{_user_line(error)}; write that line with tensor "
-            "operations only (torch.where instead of `if` on values, no .item(), no Python side effects)"
+            f"torch.export can't capture the model: {first_line(error)}{_user_line(error)}; write that line with "
+            "tensor operations only (torch.where instead of `if` on values, no .item(), no Python side effects)"
         ) from error
 
 
@@ -126,7 +126,7 @@ def _decomposed(program: ExportedProgram, known: Collection[Any]) -> ExportedPro
             return plain
     except Exception as error:
         raise TraceError(
-            f"torch can't decompose the model into plain operators: {_one_line(error)}; "
+            f"torch can't decompose the model into plain operators: {first_line(error)}; "
             "report the model's kind, or replace that part by other operators"
         ) from error
 
@@ -159,11 +159,6 @@ def _without_chatter() -> Iterator[None]:
             yield
     finally:
         logger.disabled = was_disabled
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:240] if lines else type(error).__name__
 
 
 def _user_line(error: BaseException) -> str:

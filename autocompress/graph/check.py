@@ -12,7 +12,7 @@ from autocompress.graph.cut import cut
 from autocompress.graph.double import in_double, made_in_double
 from autocompress.graph.silence import silence
 from autocompress.graph.types import Graph, Group
-from autocompress.vocabulary.errors import AutocompressError
+from autocompress.vocabulary.errors import AutocompressError, first_line
 
 TOLERANCE = 1e-6
 """Of the largest output, in float64. Only the order of summation differs (about 1e-13 of it for a thousand terms, grown
@@ -62,14 +62,14 @@ class _Proof:
             with torch.no_grad(), made_in_double():
                 expected = _outputs(silenced(*self.inputs))
         except (AutocompressError, RuntimeError, IndexError, ValueError, TypeError) as error:
-            return f"can't be proven: the original with dead channels does not run: {_first_line(error)}"
+            return f"can't be proven: the original with dead channels does not run: {first_line(error)}"
         try:
             shorter = copy.deepcopy(self.double)
             cut(shorter, claimed, keep)
             with torch.no_grad(), made_in_double():
                 found = _outputs(shorter(*self.inputs))
         except (AutocompressError, RuntimeError, IndexError, ValueError, TypeError) as error:
-            return f"the cut model does not run: {_first_line(error)}"
+            return f"the cut model does not run: {first_line(error)}"
         return next((r for e, f in zip(expected, found, strict=True) if (r := _difference(e, f)) is not None), None)
 
 
@@ -91,10 +91,6 @@ def probe(example_inputs: tuple[Tensor, ...], generator: torch.Generator) -> tup
 
 def _outputs(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (value,) if isinstance(value, Tensor) else tuple(value)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip()[:160] for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _difference(expected: Tensor, found: Tensor) -> str | None:

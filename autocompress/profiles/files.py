@@ -28,7 +28,7 @@ from pydantic import (
 
 from autocompress.devices.roofline import FormatName, Rates
 from autocompress.profiles.sites import BLOCKED, ISOLATED, LAST, PLANAR, SHARED, Site
-from autocompress.vocabulary.errors import ProfileError, StorageError, nearest
+from autocompress.vocabulary.errors import ProfileError, StorageError, first_line, nearest
 from autocompress.vocabulary.formats import format_of
 from autocompress.vocabulary.workload import Capabilities, Workload
 
@@ -294,4 +294,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}"
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return first_line(error)

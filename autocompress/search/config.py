@@ -221,10 +221,10 @@ def _checked(values: Mapping[str, Any], origin: str) -> Settings:
     try:
         return Settings.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_first_line(error)}") from error
+        raise ConfigError(f"{origin}: {_mistake(error)}") from error
 
 
-def _first_line(error: ValidationError) -> str:
+def _mistake(error: ValidationError) -> str:
     found = error.errors()[0]
     place = ".".join(str(part) for part in found["loc"])
     if found["type"] == "extra_forbidden":

@@ -16,7 +16,7 @@ from autocompress.task.doors import settle
 from autocompress.task.outputs import cross_entropy
 from autocompress.task.structure import Mismatch, Structure, returned, taken, tensors_of
 from autocompress.task.task import Loader, LossFunction, Predict, Task
-from autocompress.vocabulary.errors import TaskError
+from autocompress.vocabulary.errors import TaskError, in_one_line
 
 SPLITS = ("validation", "calibration", "train", "test")
 
@@ -349,10 +349,9 @@ class _Learning:
         try:
             return self._call(inputs)
         except Exception as error:
-            text = " ".join(str(error).split())[:240]
             raise TaskError(
-                f"{otherwise} (a batch of {' and '.join(map(_shown, inputs))}): {type(error).__name__}: {text}; give "
-                "batches as the model's forward takes them"
+                f"{otherwise} (a batch of {' and '.join(map(_shown, inputs))}): {type(error).__name__}: "
+                f"{in_one_line(error)}; give batches as the model's forward takes them"
             ) from error
 
     def _call(self, inputs: Flat) -> Any:

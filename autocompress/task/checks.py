@@ -8,7 +8,7 @@ from torch import Tensor
 from autocompress.task.batches import batched, first_batches, size
 from autocompress.task.calling import SPLITS, Calling, calling_of, evaluating
 from autocompress.task.task import Score, Task
-from autocompress.vocabulary.errors import TaskError
+from autocompress.vocabulary.errors import TaskError, in_one_line
 
 _UNLABELLED = frozenset({"calibration"})
 """Splits whose targets are never looked at."""
@@ -48,11 +48,10 @@ def _check_score(task: Task, calling: Calling) -> None:
         with evaluating(task.model):
             score = task.score(task.model, [batch])
     except Exception as error:
-        text = " ".join(str(error).split())[:240]
         shapes = calling.shown(batch[0])
         raise TaskError(
-            f"Task.score fails on a validation batch of {shapes}: {type(error).__name__}: {text}; it gets a callable "
-            "that takes and returns what the model does, and batches as Task.validation yields them"
+            f"Task.score fails on a validation batch of {shapes}: {type(error).__name__}: {in_one_line(error)}; "
+            "it gets a callable that takes and returns what the model does, and batches as Task.validation yields them"
         ) from error
     if not isinstance(score, Score):
         raise TaskError(

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
-from autocompress.vocabulary.errors import TaskError
+from autocompress.vocabulary.errors import TaskError, first_line
 
 aten = torch.ops.aten
 
@@ -39,7 +39,7 @@ def program_of(path: Path, example_inputs: Any) -> nn.Module:
             program = torch.export.load(path)
             module = _copied(program.module()).eval()
         except Exception as error:  # torch raises of every kind
-            raise TaskError(f"can't load the program {path}: {_first_line(error)}; {_AGAIN}") from error
+            raise TaskError(f"can't load the program {path}: {first_line(error)}; {_AGAIN}") from error
     _check_mode(path, program)
     _check_batch(path, program)
     _check_outputs(path, module, example_inputs)
@@ -72,7 +72,7 @@ def _check_archive(path: Path) -> None:
             names = [name for name in archive.namelist() if name.endswith("_config.json")]
             configs = [json.loads(archive.read(name)) for name in names]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise TaskError(f"{path} is no file of torch.export.save: {_first_line(error)}; {_AGAIN}") from error
+        raise TaskError(f"{path} is no file of torch.export.save: {first_line(error)}; {_AGAIN}") from error
     pickled = [
         n for config in configs for n, entry in config.get("config", {}).items() if entry.get("use_pickle", True)
     ]
@@ -111,7 +111,7 @@ def _run(path: Path, module: nn.Module, example_inputs: Any) -> list[Tensor]:
     except Exception as error:  # torch raises of every kind
         shapes = ", ".join(str(tuple(x.shape)) for x in tree_leaves(example_inputs) if isinstance(x, Tensor))
         raise TaskError(
-            f"{path} does not run on Task.example_inputs of {shapes}: {_first_line(error)}; give inputs as it was "
+            f"{path} does not run on Task.example_inputs of {shapes}: {first_line(error)}; give inputs as it was "
             "exported for, or export it with other dynamic_shapes"
         ) from error
     return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
@@ -128,7 +128,3 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logger.disabled = disabled
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip()[:240] for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 
 from autocompress.task.agreement import Agreement, compared, tolerance
 from autocompress.translation.patterns import simplified
-from autocompress.translation.program import Input, Program, TranslationError, first_line
+from autocompress.translation.program import Input, Program, TranslationError
 from autocompress.translation.writer import FAITHFUL, SOURCE, TRAINABLE
-from autocompress.vocabulary.errors import TaskError
+from autocompress.vocabulary.errors import TaskError, first_line
 
 ORIGINAL = "original"
 """Key of a module's metadata: the Original that it was made of."""

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from autocompress.translation.operators import DTYPES
 from autocompress.translation.values import Unsupported
 from autocompress.translation.writer import DEPLOYED, Style, Writer, is_known, tensor_of
+from autocompress.vocabulary.errors import first_line
 
 OLDEST_OPSET = 7
 """Broadcasting meant something else before."""
@@ -233,8 +234,3 @@ def _dtype(kind: Any) -> torch.dtype | None:
     from onnx import helper
 
     return None if kind is None else DTYPES.get(int(helper.np_dtype_to_tensor_dtype(np.dtype(kind))))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip()[:240] for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -80,6 +80,25 @@ class UntimedError(DeviceError): ...
 class StorageError(Failure): ...
 
 
+LONGEST_LINE = 240
+"""Characters of another library's words in a message of ours."""
+
+
+def first_line(error: BaseException, skipping: str | tuple[str, ...] = ()) -> str:
+    """What another library's error says first: its first line, with the next where that one announces it.
+
+    Lines that begin with `skipping` do not count; the error's type stands for one that says nothing.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(skipping)]
+    lines = lines or [type(error).__name__]
+    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])[:LONGEST_LINE]
+
+
+def in_one_line(error: BaseException) -> str:
+    """All that another library's error says, without its line breaks."""
+    return " ".join(str(error).split())[:LONGEST_LINE] or type(error).__name__
+
+
 def nearest(asked: str, valid: Iterable[str]) -> str:
     """A clause naming the closest valid word, or all valid words if none is close."""
     names = sorted(valid)

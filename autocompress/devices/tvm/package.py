@@ -11,13 +11,13 @@ from importlib.util import find_spec
 from tempfile import TemporaryFile
 from typing import Any
 
+from autocompress.vocabulary import errors
 from autocompress.vocabulary.errors import DeviceError
 
 DISTRIBUTION = "apache-tvm"
 INSTALL = 'pip install "autocompress[tvm]"'
 
 _OLDEST = (0, 27)
-_LONGEST_MESSAGE = 300
 _RELAYED = "RPCError: Error caught from RPC call"
 _CHECK = re.compile(r"^Check failed: \(.*?\) is false: (?=.)")
 _LOG_LINE = re.compile(rb"^\[[\d:]+\] .*: Warning: .*\n?", re.MULTILINE)
@@ -49,9 +49,8 @@ def require_tvm() -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line of bearable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(_RELAYED)]
-    return _CHECK.sub("", lines[0])[:_LONGEST_MESSAGE] if lines else type(error).__name__
+    """What an exception of TVM's says, without where it was relayed from and which check in C++ failed."""
+    return _CHECK.sub("", errors.first_line(error, skipping=_RELAYED))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from threading import Lock
 from typing import Any
 
 from autocompress.devices.vela.platforms import Platform
-from autocompress.vocabulary.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError, in_one_line
 
 REQUIRED = "5.2.0"
 INSTALL = 'pip install "autocompress[npu]"'
@@ -76,7 +76,7 @@ def compiled(model: bytes, platform: Platform) -> Report:
         try:
             result = regor.compile(platform.family, model, "TFLITE", system, options=options, verbose=False)
         except Exception as error:  # the compiler raises plain RuntimeError, but nothing says that it is all
-            raise DeviceError(f"{PACKAGE} can't compile for {platform.accelerator}: {_one_line(error)}") from error
+            raise DeviceError(f"{PACKAGE} can't compile for {platform.accelerator}: {in_one_line(error)}") from error
     report = Report(_operators(result.opt_database.tables), int(result.perf_report.totalCycles))
     attributed = sum(row.cycles for row in report.operators)
     if attributed != report.total_cycles:
@@ -163,7 +163,3 @@ def _silenced() -> Iterator[None]:
             for descriptor, copy in kept.items():
                 os.dup2(copy, descriptor)
                 os.close(copy)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

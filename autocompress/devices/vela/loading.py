@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.vocabulary.errors import DeviceError
+from autocompress.vocabulary.errors import DeviceError, in_one_line
 
 
 def loaded(path: Path) -> Any:
@@ -25,7 +25,7 @@ def loaded(path: Path) -> Any:
     except DeviceError:
         raise
     except Exception as error:  # whatever the parser trips over: protobuf's errors share no base class
-        said = " ".join(str(error).split())[:240] or type(error).__name__
+        said = in_one_line(error)
         raise DeviceError(f"can't read {path} as an ONNX model: {said}; export it again") from error
     return model
 
