@@ -151,7 +151,8 @@ def inspect(
     from autocompress.report.inspection import inspect_task
     from autocompress.task.loading import load_task
 
-    found = inspect_task(load_task(task), load_profile(profile) if profile else profile_of(DEFAULT_DEVICE))
+    with terminal.telling(quiet=as_json):
+        found = inspect_task(load_task(task), load_profile(profile) if profile else profile_of(DEFAULT_DEVICE))
     _json(found.to_dict()) if as_json else terminal.show(terminal.inspection_view(found))
 
 

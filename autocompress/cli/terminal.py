@@ -1,5 +1,6 @@
 """What people see at the terminal: tables of results, and a live view of a running search."""
 
+import logging
 import math
 import sys
 import time
@@ -31,6 +32,9 @@ FRONT_ROWS = 12
 
 LINES_EVERY_S = 10.0
 """Where the output is no terminal, a line as often as this tells how far a calibration is."""
+
+PATIENCE_S = 2.0
+"""What takes longer says what it is at, where that is seen by somebody."""
 
 SLOWING_ROWS = 12
 """Of the options that would slow a device the worst are shown."""
@@ -257,6 +261,41 @@ def watching(quiet: bool) -> "Iterator[Progress]":
     else:
         with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
             yield lambda snapshot: live.update(snapshot_view(snapshot))
+
+
+@contextmanager
+def telling(quiet: bool) -> Iterator[None]:
+    """What the library says it is at (its log), in one line of a terminal's standard error, if it takes longer."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    at = _At()
+    shown = Console(file=sys.stderr)  # this very stream: others stand in for it while torch.export chatters
+    logger = logging.getLogger("autocompress")
+    level = logger.level
+    logger.addHandler(at)
+    logger.setLevel(logging.INFO)
+    try:
+        with Live(console=shown, get_renderable=at.view, refresh_per_second=4, transient=True):
+            yield
+    finally:
+        logger.removeHandler(at)
+        logger.setLevel(level)
+
+
+class _At(logging.Handler):
+    """The last message, and the seconds since the first."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._said, self._begun = "", time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said = record.getMessage()
+
+    def view(self) -> RenderableType:
+        spent = time.monotonic() - self._begun
+        return Text(f"{self._said}, {spent:.0f} s") if self._said and spent >= PATIENCE_S else Group()
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """A task's model as a Graph, with the students that the task brings beside it."""
 
+from logging import getLogger
+
 from torch import nn
 from torch.fx import GraphModule
 
@@ -13,6 +15,8 @@ from autocompress.task.calling import NAMES, Calling, calling_of, flat_model
 from autocompress.task.task import Task
 from autocompress.vocabulary.errors import TaskError
 
+_log = getLogger(__name__)
+
 COMPARED_SAMPLES = 32
 """Samples of the validation split on which the lifted model has to be the user's, if they are no larger than these:"""
 
@@ -23,6 +27,7 @@ COMPARED_VALUES = 2**20
 def trace_task(task: Task, calling: Calling | None = None) -> Graph:
     """Raises TraceError for a model that can't be followed, or is not the user's own on the first validation batch,
     TaskError for a student that can't stand in for it."""
+    _log.info("running the model on its example inputs")
     calling = calling or calling_of(task)
     graph = _traced(task.model, calling, task)
     _compare(task, calling, graph.model)
@@ -63,5 +68,6 @@ def _compare(task: Task, calling: Calling, lifted: GraphModule) -> None:
     if task.validation is not None:
         batch = calling.batch(*first_batches("validation", task.validation, 1)[0])
         values = sum(tensor.numel() for tensor in first_samples(batch, 1)[0])
+        _log.info("comparing what was captured with the model on validation samples")
         count = max(1, min(COMPARED_SAMPLES, COMPARED_VALUES // max(1, values)))
         require_agreement(flat_model(task.model, calling), lifted, first_samples(batch, count)[0])

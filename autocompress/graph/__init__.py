@@ -1,6 +1,7 @@
 """THE walk: a model becomes a Graph of layers, fused kernels, proven channel groups and residual branches."""
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,8 @@ from autocompress.graph.rewrites import apply_exact
 from autocompress.graph.trace import capture, fingerprint
 from autocompress.graph.types import Branch, Graph, Group, Layer, Member, Share
 from autocompress.vocabulary.errors import TraceError
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Branch", "Graph", "Group", "Layer", "Member", "Share", "trace"]
 
@@ -45,6 +48,7 @@ def trace(
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     lifted = capture(model, inputs, axes)
+    _log.info("following its channels")
     labels = label(lifted)
     layers = _layers(lifted, frozen)
     if not layers:
@@ -91,6 +95,7 @@ def _shared_weights(model: GraphModule) -> set[int]:
 
 def _with_proofs(graph: Graph) -> Graph:
     free = [group for group in graph.groups.values() if group.frozen is None]
+    _log.info("proving %d groups of channels", len(free))
     reasons = check_groups(graph, free)
     return replace(graph, groups={n: replace(g, frozen=reasons.get(n, g.frozen)) for n, g in graph.groups.items()})
 
@@ -106,6 +111,7 @@ def _with_branches(graph: Graph, frozen: Sequence[str]) -> Graph:
 
 def _with_kernels(graph: Graph) -> Graph:
     """The kernels, and which of them go with each branch."""
+    _log.info("listing its kernels")
     rewritten = copy.deepcopy(graph.model)
     apply_exact(rewritten, graph.example_inputs)
     fused = fuse(rewritten, graph.example_inputs)

@@ -8,6 +8,7 @@ a flat row of tensors and returns one tensor, or several as a tuple.
 
 from collections.abc import Collection
 from hashlib import sha256
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from autocompress.graph.operators import TABLE
 from autocompress.graph.spread import sink_expansions
 
 aten = torch.ops.aten
+_log = getLogger(__name__)
 
 _WHOLE = frozenset({
     aten.bilinear.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag.default,
@@ -39,6 +41,7 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...], axes: Axes | N
     storage: `val` as captured (with two samples at least), `one` for one sample.
     """
     free = batch_axes(example_inputs) if axes is None else axes
+    _log.info("capturing the model with torch.export")
     program, inputs = export(model, example_inputs, free, _known())
     lifted = lift(program, LIFTS)
     lifted.meta["user_weights"] = _digest(model).hexdigest()
@@ -47,6 +50,7 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...], axes: Axes | N
     _record(lifted, one_sample(lifted, inputs), "one")
     sink_expansions(lifted)
     sweep(lifted)
+    _log.info("comparing what was captured with the model")
     require_agreement_at_any_batch(model, lifted, example_inputs, free)
     return lifted
 

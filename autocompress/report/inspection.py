@@ -1,6 +1,7 @@
 """What `inspect` tells of a model: its layers, channel groups, residual branches, and where its time goes."""
 
 from dataclasses import asdict, dataclass
+from logging import getLogger
 from typing import Any
 
 from autocompress.compression.methods import methods
@@ -14,6 +15,8 @@ from autocompress.task.onnx_file import notes_of
 from autocompress.task.task import Task
 from autocompress.vocabulary.precision import is_fixed
 from autocompress.vocabulary.workload import Latency, Workload, distinct_weights, total_macs
+
+_log = getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Inspection:
 def inspect_task(task: Task, profile: Profile | None = None) -> Inspection:
     """Trace the task's model and price each of its kernels. Raises TraceError where it can't be captured."""
     graph = trace_task(task)
+    _log.info("pricing %d kernels, and each decision by itself", len(graph.kernels))
     rows = _kernel_rows(graph, profile)
     return Inspection(
         graph.fingerprint,

@@ -8,12 +8,15 @@ import traceback
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
+from logging import getLogger
 from pathlib import Path
 from types import ModuleType
 
 from autocompress.task.doors import is_model_file, settle
 from autocompress.task.task import Task
 from autocompress.vocabulary.errors import TaskError, nearest
+
+_log = getLogger(__name__)
 
 DEFAULT_NAME = "task"
 
@@ -29,6 +32,7 @@ def load_task(reference: str) -> Task:
             f"{reference!r} is a model, but data are needed too; write a Python file with `task = autocompress.Task("
             f"model={Path(reference).name!r}, example_inputs=..., validation=...)` beside it and name that"
         )
+    _log.info("loading the task")
     module = _run_file(Path(place)) if place.endswith(".py") else _import(place)
     task = _task_in(module, name, place)
     settle(task, Path(module.__file__).parent if module.__file__ else None)

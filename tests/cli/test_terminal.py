@@ -1,6 +1,9 @@
 """What people see: the state of a search in one line, fronts with baselines, and nothing that breaks on odd names."""
 
 import io
+import logging
+import sys
+from contextlib import redirect_stderr
 from dataclasses import replace
 
 import pytest
@@ -92,6 +95,37 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
         progress(snapshot())
         count(1, 2)
     assert capsys.readouterr() == ("", "")
+
+
+class _Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("patience_s", "told"), [(0.0, True), (60.0, False)])
+def test_what_takes_long_says_what_it_is_at(patience_s: float, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while another stream stands in for standard error, as it does when a model is captured."""
+    screen = _Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(terminal, "PATIENCE_S", patience_s)
+    monkeypatch.setenv("TERM", "xterm")
+    logger = logging.getLogger("autocompress.graph")
+    with terminal.telling(quiet=False), redirect_stderr(io.StringIO()):
+        logger.info("proving %d groups", 37)
+    assert ("proving 37 groups, 0 s" in screen.getvalue()) == told
+    assert not logger.isEnabledFor(logging.INFO)
+
+
+@pytest.mark.parametrize(("quiet", "stream"), [(True, _Screen), (False, io.StringIO)])
+def test_no_line_where_nobody_would_see_it(
+    quiet: bool, stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = stream()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(terminal, "PATIENCE_S", 0.0)
+    with terminal.telling(quiet=quiet):
+        logging.getLogger("autocompress").info("at work")
+    assert screen.getvalue() == ""
 
 
 def test_models_of_several_profiles_are_shown_on_each(tmp_path) -> None:
