@@ -1,17 +1,30 @@
 """Plug-ins of other packages: found by their entry points, loaded when asked for, loud where they fail."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoints
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from autocompress.compression import methods as registry
+from autocompress.compression.build import build, plan_kernels
+from autocompress.compression.methods.quantize import Quantize
+from autocompress.compression.plan import Plan, Step
 from autocompress.devices import open_device
+from autocompress.devices.ort import OrtDevice
+from autocompress.devices.roofline import Rates, roofline
+from autocompress.export.onnx import to_onnx
+from autocompress.graph import trace
+from autocompress.profiles import calibrate, load
+from autocompress.search.space import find_space
 from autocompress.vocabulary import formats as table
 from autocompress.vocabulary import plugins
-from autocompress.vocabulary.errors import DeviceError, PluginError
+from autocompress.vocabulary.errors import BuildError, DeviceError, PluginError
+from autocompress.vocabulary.formats import Format
 from tests import third_party
 
 _TASK = """
@@ -102,6 +115,54 @@ def test_a_number_format_that_is_none_is_refused(value: str, installed: Installe
         table.formats()
 
 
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Format]:
+    """A row that a package declares."""
+    row = 'Format("w8g64", 8, 32, Mode.WEIGHT_ONLY, group_size=64, layers=frozenset({"linear"}))'
+    files = third_party.declaring("acme-eight", plugins.FORMATS, {"w8g64": "acme_eight:ROW"})
+    files["acme_eight.py"] = f"from autocompress.vocabulary.formats import Format, Mode\nROW = {row}\n"
+    monkeypatch.syspath_prepend(str(third_party.install(tmp_path, files)))
+    yield table.format_of("w8g64")
+    sys.modules.pop("acme_eight")
+
+
+def test_a_made_up_format_is_offered_priced_built_and_run(made_up: Format, tmp_path: Path) -> None:
+    """By its row alone: no module of ours was told of it."""
+    device = OrtDevice()
+    graph = trace(nn.Sequential(nn.Linear(80, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(2, 80))
+    assert made_up.name in device.capabilities().dtypes
+    space = find_space(graph, registry.methods(), device.capabilities())
+    plan = space.plan(space.uniform["w8g64"])
+    assert Plan.from_json(plan.to_json()) == plan and set(plan.configs(Quantize)) == {"0", "2"}
+    priced, plain = plan_kernels(plan, graph), graph.kernels
+    rates = Rates(macs_per_s={"fp32": 1e9, "w8g64": 2e9}, launch_s=0, channel_multiple={"fp32": 1, "w8g64": 1})
+    for name in ("0", "2"):
+        assert roofline(priced[name].workload, rates) < roofline(plain[name].workload, rates)
+    built = build(plan, graph)
+    artifact, x = to_onnx(built, tmp_path / "model.onnx", plan.key), torch.randn(3, 80)
+    with torch.no_grad():
+        assert device.open(artifact.path).run(x.numpy()) == pytest.approx(built(x).numpy(), abs=1e-5)
+    found = calibrate(device, [(plan.key, priced, artifact.path)], artifact.path, [x[:1].numpy()], holdout=0)
+    found.save(tmp_path / "profile")
+    again = load(tmp_path / "profile")
+    assert "w8g64" in again.capabilities.dtypes and not again.guessed(priced)
+    assert again.predict(priced).seconds == pytest.approx(found.predict(priced).seconds)
+
+
+def test_a_format_that_nothing_simulates_is_refused(
+    installed: Installer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "acme_half.py").write_text(
+        "from autocompress.vocabulary.formats import Format, Mode\nROW = Format('fp16', 16, 16, Mode.FLOAT)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    installed("acme-half", plugins.FORMATS, {"fp16": "acme_half:ROW"})
+    graph = trace(nn.Linear(8, 4), torch.randn(2, 8))
+    (layer,) = graph.layers
+    with pytest.raises(BuildError, match="nothing simulates number format fp16"):
+        build(Plan(graph.fingerprint, (Step(layer, Quantize("fp16")),)), graph)
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_an_installation_older_than_its_sources_says_to_install_again(
     group: str, monkeypatch: pytest.MonkeyPatch
@@ -160,7 +221,7 @@ def test_devices_lists_it_and_leaves_the_runtimes_alone(acme: Path) -> None:
 @pytest.mark.slow
 def test_it_keeps_every_contract(acme: Path) -> None:
     """The suites that run over all that is registered, over what the package adds."""
-    chosen = ("-k", "acme or largest or crop")
+    chosen = ("-k", "acme or largest or crop or w4g32")
     found = third_party.python(acme, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contracts", *chosen)
     assert found.returncode == 0, found.stdout[-3000:]
     assert "passed" in found.stdout

@@ -33,6 +33,10 @@ class FakeQuantize(nn.Module):
         scale = max((high - low) / (ACTIVATION_MAX - ACTIVATION_MIN), _LEAST_SCALE)
         return FakeQuantize(scale, min(ACTIVATION_MAX, round(ACTIVATION_MIN - low / scale)))
 
+    def step(self, x: Tensor) -> Tensor:
+        """The step of each element of `x`: one for all."""
+        return self.scale
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, ACTIVATION_MIN, ACTIVATION_MAX)
 

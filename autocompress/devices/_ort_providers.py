@@ -8,7 +8,7 @@ from pathlib import Path
 from autocompress.devices import _ort_qnn
 from autocompress.devices.base import DeviceWarning, NodeTime
 from autocompress.vocabulary.errors import DeviceError
-from autocompress.vocabulary.formats import FP32, INT8
+from autocompress.vocabulary.formats import FP32, INT8, Mode, formats
 
 CPU = "CPUExecutionProvider"
 """What takes every node that the asked provider does not take, and all of them if that one can't be loaded."""
@@ -30,7 +30,7 @@ class Provider:
 
     `precision` is what it computes float layers in by its own default, "" for float32. `compiles` where it makes one
     node of many, of which ONNX Runtime can't write the optimised model. `gpu` where it computes on NVIDIA's. `plugin`
-    where it comes as a library of its own, see _ort_qnn.py.
+    where it comes as a library of its own, see _ort_qnn.py. `packs` where it has quick products by packed weights.
     """
 
     name: str
@@ -40,12 +40,24 @@ class Provider:
     compiles: bool = True
     gpu: bool = False
     plugin: bool = False
+    packs: bool = False
+
+
+PACKED_GROUPS = {2: (32, 64, 128), 4: (16, 32, 64, 128, 256), 8: (16, 32, 64, 128, 256)}
+"""Bits of a weight → sizes of groups for which MatMulNBits of ONNX Runtime 1.31 multiplies integers; 2 bits with other
+groups are 40 times slower."""
+
+
+def packed_formats() -> dict[str, int]:
+    """Those that MatMulNBits is quick in, with their width step: a group is computed whole."""
+    rows = ((row, row.group_size) for row in formats() if row.mode is Mode.WEIGHT_ONLY)
+    return {row.name: size for row, size in rows if size and size in PACKED_GROUPS.get(row.weight_bits, ())}
 
 
 _IN_PLACE_OF = "in place of onnxruntime"
 
 PROVIDERS = {
-    "cpu": Provider(CPU, "pip install onnxruntime", {FP32: 16, INT8: 4}, compiles=False),
+    "cpu": Provider(CPU, "pip install onnxruntime", {FP32: 16, INT8: 4}, compiles=False, packs=True),
     "cuda": Provider(
         "CUDAExecutionProvider", f"an NVIDIA GPU with CUDA and cuDNN; pip install onnxruntime-gpu {_IN_PLACE_OF}",
         {FP32: 8}, precision="tf32", compiles=False, gpu=True,

@@ -1,6 +1,6 @@
 """A deterministic roofline: a device whose times are arithmetic on the model file, for tests and for planning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +10,15 @@ from autocompress.devices.base import Array, Availability, Device, NodeTime, Res
 from autocompress.devices.ort import OrtDevice
 from autocompress.devices.roofline import Rates, read_rates, roofline
 from autocompress.vocabulary.errors import DeviceError, ProfileError
-from autocompress.vocabulary.formats import FP32, INT8
+from autocompress.vocabulary.formats import FP32, INT8, Mode, formats
 from autocompress.vocabulary.workload import GATES, Capabilities, Workload
 
 Shape = tuple[int, ...]
 
 _WEIGHTED = {"Conv": "conv", "ConvTranspose": "conv_transpose", "Gemm": "linear", "MatMul": "linear"}
+_PACKED = "MatMulNBits"
 _CONVERSIONS = {"QuantizeLinear": "quantize", "DequantizeLinear": "dequantize"}
+_MOVES = frozenset({"Transpose", "Reshape"})
 _FUSED = frozenset({"Relu", "Clip", "Identity"})
 
 
@@ -117,13 +119,36 @@ def workloads(path: Path, shapes: Sequence[Sequence[int]] = ()) -> list[FileNode
         for axis, size in enumerate(value.type.tensor_type.shape.dim):
             if not size.dim_value:
                 size.dim_value = shapes[i][axis] if axis and i < len(shapes) else 1
-    return _Reader(onnx.shape_inference.infer_shapes(model, data_prop=True).graph).nodes()
+    packed = _unpack(model.graph)
+    return _Reader(onnx.shape_inference.infer_shapes(model, data_prop=True).graph, packed).nodes()
+
+
+def _unpack(graph: Any) -> dict[str, str]:
+    """Makes products by packed weights, in place, plain ones whose shapes ONNX can infer; returns the number format of
+    each such node by its name."""
+    from onnx import TensorProto
+
+    found: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type != _PACKED:
+            continue
+        of = {attribute.name: attribute.i for attribute in node.attribute}
+        rows = (r for r in formats() if (r.mode, r.weight_bits) == (Mode.WEIGHT_ONLY, of["bits"]))
+        found[node.name] = next(row.name for row in rows if row.group_size == of["block_size"])
+        weight = f"{node.name}>unpacked"
+        graph.initializer.append(TensorProto(name=weight, data_type=TensorProto.FLOAT, dims=(of["K"], of["N"])))
+        node.op_type, node.domain = "MatMul", ""
+        del node.attribute[:], node.input[1:]
+        node.input.append(weight)
+    return found
 
 
 class _Reader:
     """Reads workloads off a graph whose shapes are inferred."""
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: Any, packed: Mapping[str, str]) -> None:
+        """`packed` as from `_unpack`."""
+        self._packed = packed
         self._nodes = list(graph.node)
         self._constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         values = [*graph.value_info, *graph.input, *graph.output]
@@ -163,9 +188,9 @@ class _Reader:
         return bool(operands) and all(map(self._is_dequantised, operands))
 
     def _is_dequantised(self, tensor: str) -> bool:
-        """Straight from int8, or with its axes put in another order on the way."""
+        """Straight from int8, or with its axes put in another order or shape on the way."""
         maker = self._maker.get(tensor)
-        while maker is not None and maker.op_type == "Transpose":
+        while maker is not None and maker.op_type in _MOVES:
             maker = self._maker.get(maker.input[0])
         return maker is not None and maker.op_type == "DequantizeLinear"
 
@@ -178,7 +203,8 @@ class _Reader:
     def _workload(self, node: Any) -> Workload:
         source, result = (self._shapes.get(tensor, (1, 1)) for tensor in (node.input[0], node.output[0]))
         op = {**_WEIGHTED, **_CONVERSIONS}.get(node.op_type, node.op_type.lower())
-        dtype = INT8 if self._is_int8(node) or node.op_type in _CONVERSIONS else FP32
+        int8 = self._is_int8(node) or node.op_type in _CONVERSIONS
+        dtype = INT8 if int8 else self._packed.get(node.name, FP32)
         if op in ("linear", *GATES):
             return self._product(node, op, source, result, dtype)
         channels = source[1] if len(source) > 1 else 1, result[1] if len(result) > 1 else 1
@@ -197,13 +223,18 @@ class _Reader:
             steps = (source[0],)
             return Workload(op, source[-1], directions * result[-1], steps, steps, (1, directions), dtype=dtype)
         if self._is_constant(node.input[1]):
-            return Workload(op, source[-1], result[-1], source[1:-1], result[1:-1], dtype=dtype)
+            return Workload(op, source[-1], result[-1], _positions(source), _positions(result), dtype=dtype)
         (read, size), (made, out_size) = map(_heads_first, (source, result))
         return Workload("matmul", read, made, size, out_size, dtype=dtype)
 
     def _weight(self, tensor: str) -> str:
         maker = self._maker.get(tensor)
         return tensor if maker is None else maker.input[0]
+
+
+def _positions(shape: Shape) -> Shape:
+    """Those that a product by a constant is repeated over, at batch size 1; of a sequence they may be all axis 0."""
+    return shape[1:-1] if shape[:1] == (1,) else shape[:-1]
 
 
 def _heads_first(shape: Shape) -> tuple[int, Shape]:

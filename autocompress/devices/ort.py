@@ -15,7 +15,16 @@ import numpy as np
 
 from autocompress.devices import _ort_qnn
 from autocompress.devices._host import nvidia_gpu, processor
-from autocompress.devices._ort_providers import CPU, NO_HARDWARE, PROVIDERS, Provider, audit, is_weighted, known
+from autocompress.devices._ort_providers import (
+    CPU,
+    NO_HARDWARE,
+    PROVIDERS,
+    Provider,
+    audit,
+    is_weighted,
+    known,
+    packed_formats,
+)
 from autocompress.devices._ort_saturation import UINT8_WEIGHTS, saturates, unshared
 from autocompress.devices._refusals import check_count, out_of_memory, unknown_variant
 from autocompress.devices._timing import middle_mean, stopwatch
@@ -99,9 +108,11 @@ class OrtDevice:
     def capabilities(self) -> Capabilities:
         """On the CPU, widths step by 16 in fp32 (blocked NCHWc layout) and by 4 in int8 (a dot product of four bytes).
 
-        int8 only where the provider runs what the exporter writes (uint8 activations, int8 weights) in integers.
+        int8 only where the provider runs what the exporter writes (uint8 activations, int8 weights) in integers, and
+        weight-only formats where it packs weights; on processors where int8 saturates these are unproven.
         """
-        multiples = self.provider.channel_multiple
+        packed = packed_formats() if self.provider.packs and not saturates() else {}
+        multiples = {**self.provider.channel_multiple, **packed}
         return Capabilities(frozenset(multiples), multiples)
 
     def environment(self) -> dict[str, str]:

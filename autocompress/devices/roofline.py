@@ -49,9 +49,9 @@ def roofline(workload: Workload, rates: Rates) -> float:
     if w.op in WEIGHTED_OPS:
         padded = ceil_to(w.in_channels, multiple) * ceil_to(w.out_channels, multiple) / (w.in_channels * w.out_channels)
     pace = rates.macs_per_s.get(w.dtype) or min(rates.macs_per_s.values())
-    return rates.launch_s + max(
-        w.macs * padded / pace, w.elements * format_of(w.dtype).activation_bits / 8 / rates.bytes_per_s
-    )
+    row = format_of(w.dtype)
+    moved_bits = (w.elements - w.weights) * row.activation_bits + w.weights * row.weight_bits
+    return rates.launch_s + max(w.macs * padded / pace, moved_bits / 8 / rates.bytes_per_s)
 
 
 def read_rates(path: Path) -> Rates:

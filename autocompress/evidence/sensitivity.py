@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autocompress.compression.fake_quant import FakeQuantize
+from autocompress.compression.weight_only import RoundGroups
 from autocompress.evidence.verify import model_rows
 from autocompress.task.batches import Batch
 
@@ -29,7 +30,7 @@ def rounding_effect(model: nn.Module, batch: Batch, seed: int = 0) -> tuple[floa
     proportion to how near either is. That differs from the nearest by step^2 / 4 on average, where two independent
     rounding errors differ by step^2 / 6. 0 without 8-bit tensors.
     """
-    roundings = [module for module in model.modules() if isinstance(module, FakeQuantize)]
+    roundings = [module for module in model.modules() if isinstance(module, (FakeQuantize, RoundGroups))]
     nearest = model_rows(model, batch)
     if not roundings:
         return (0.0,) * len(nearest.widths)
@@ -41,12 +42,12 @@ def rounding_effect(model: nn.Module, batch: Batch, seed: int = 0) -> tuple[floa
 
 
 @contextmanager
-def _rounded_at_random(roundings: list[FakeQuantize], generator: torch.Generator) -> Iterator[None]:
+def _rounded_at_random(roundings: list[FakeQuantize | RoundGroups], generator: torch.Generator) -> Iterator[None]:
     """Meanwhile each rounding gets its input with up to half a step added or taken away, uniformly."""
 
     def blur(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x, step = args[0], module.scale
-        return (x + step * (torch.rand(x.shape, generator=generator) - 0.5),)
+        x: torch.Tensor = args[0]
+        return (x + module.step(x) * (torch.rand(x.shape, generator=generator) - 0.5),)
 
     handles = [rounding.register_forward_pre_hook(blur) for rounding in roundings]
     try:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from autocompress.compression.fake_quant import FakeQuantize, QuantizedLayer
+from autocompress.compression.weight_only import WeightOnlyLinear
 from autocompress.graph.calls import calls
 
 aten = torch.ops.aten
@@ -32,7 +33,7 @@ def leaky_slopes(model: GraphModule) -> dict[Node, float]:
 
 def _is_float_layer(model: GraphModule, node: Node) -> bool:
     module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return isinstance(module, _WEIGHTED) and not isinstance(module, QuantizedLayer)
+    return isinstance(module, _WEIGHTED) and not isinstance(module, (QuantizedLayer, WeightOnlyLinear))
 
 
 def _is_rounded(model: GraphModule, node: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How each layer (a module with parameters) is written in ONNX, in float or with int8 weights."""
+"""How each layer (a module with parameters) is written in ONNX, in float or with weights of fewer bits."""
 
 from typing import Any
 
@@ -8,12 +8,16 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from autocompress.compression.fake_quant import FakeQuantize, QuantizedLayer
+from autocompress.compression.weight_only import WeightOnlyLinear
 from autocompress.export.emitter import Emit, Emitter
 from autocompress.export.functions.activations import prelu
 from autocompress.export.functions.normalising import group_norm, layer_norm, rms_norm
 from autocompress.export.functions.padding import padded
 from autocompress.export.functions.recurrent import emit_recurrent
 from autocompress.export.layout import channels_last, enters_channels_last
+
+_CONTRIBUTED = "com.microsoft"
+"""The domain of operators that ONNX Runtime has beside the standard ones."""
 
 
 def _weight_and_bias(e: Emitter, node: Node, layer: Any) -> list[str]:
@@ -100,6 +104,31 @@ def _linear(e: Emitter, node: Node, layer: Any) -> str:
     return product if layer.bias is None else e.add("Add", product, e.parameter(layer.bias, f"{name}.bias"))
 
 
+def _weight_only_linear(e: Emitter, node: Node, layer: WeightOnlyLinear) -> str:
+    """ONNX Runtime's own operator. Without accuracy_level 4 (products of integers) 8 bits take 150 times as long in
+    1.31."""
+    codes, scales = layer.codes()
+    name = str(node.target)
+    operands = [e.value(node.args[0]), e.parameter(_packed(codes, layer.bits), f"{name}.weight")]
+    operands.append(e.parameter(scales, f"{name}.weight_scale"))
+    if layer.bias is not None:
+        operands += ["", "", e.parameter(layer.bias, f"{name}.bias")]
+    e.opsets[_CONTRIBUTED] = 1
+    return e.add(
+        "MatMulNBits", *operands, domain=_CONTRIBUTED, K=layer.in_features, N=layer.out_features, bits=layer.bits,
+        block_size=layer.rounding.group_size, accuracy_level=4,
+    )  # fmt: skip
+
+
+def _packed(codes: Tensor, bits: int) -> Tensor:
+    """Codes along the last axis as bytes, the first in the lowest bits, counted from the lowest code."""
+    per_byte = 8 // bits
+    places = torch.arange(per_byte, dtype=torch.int32) * bits
+    steps = (codes + 2 ** (bits - 1)).to(torch.int32).reshape(*codes.shape[:-1], -1, per_byte)
+    packed: Tensor = (steps << places).sum(-1)
+    return packed.to(torch.uint8)
+
+
 def _sequence_shape(e: Emitter, node: Node, layer: Any) -> str:
     if len(e.type(node).free) <= 1:
         return e.shape_of(node)
@@ -112,7 +141,7 @@ def _is_kept_otherwise(e: Emitter, node: Node, weight: Tensor) -> bool:
     for other in e.model.graph.nodes:
         module = e.model.get_submodule(str(other.target)) if other.op == "call_module" else None
         found = getattr(module, "weight", None)
-        if other is node or isinstance(module, QuantizedLayer) or not isinstance(found, Tensor):
+        if other is node or isinstance(module, (QuantizedLayer, WeightOnlyLinear)) or not isinstance(found, Tensor):
             continue
         turned = isinstance(module, nn.Linear) and e.rank(other.args[0]) != 2
         if not turned and found.shape == weight.shape and (found is weight or torch.equal(found, weight)):
@@ -199,6 +228,7 @@ _LAYERS: tuple[tuple[tuple[type[nn.Module], ...], Any], ...] = (
     ((FakeQuantize,), _rounding),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed_convolution),
+    ((WeightOnlyLinear,), _weight_only_linear),
     ((nn.Linear,), _linear),
     ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
     ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _instance_norm),

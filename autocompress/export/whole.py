@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from autocompress.compression.fake_quant import ACTIVATION_MAX, ACTIVATION_MIN, FakeQuantize, QuantizedLayer
+from autocompress.compression.weight_only import WeightOnlyLinear
 from autocompress.export.checking import difference
 from autocompress.export.fallback import random_inputs
 from autocompress.export.lowering import output_names, results
@@ -93,8 +94,10 @@ class _WrittenLayer:
 def export_whole(model: GraphModule, failure: ExportError) -> onnx.ModelProto:
     """The first of torch.onnx's ways that agrees with torch: each exporter with free axes, then with fixed ones.
 
-    Raises ExportError that says what the emitters lacked (`failure`) and what the exporters said.
+    Raises ExportError that says what the emitters lacked (`failure`) and what the exporters said, or what they lack.
     """
+    if any(isinstance(module, WeightOnlyLinear) for module in model.modules()):
+        raise ExportError(f"{failure}; torch.onnx, which writes whole models, has no weight-only layers") from failure
     inputs, given = inputs_of(model), model.meta.get(NAMES)
     names, outputs = given or ([node.name for node in inputs], output_names(len(results(model))))
     int8 = any(isinstance(module, QuantizedLayer) for module in model.modules())

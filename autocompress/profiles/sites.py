@@ -119,7 +119,8 @@ class _Walk:
         if self._float_readers.get(name, 0) > 1:
             return SHARED
         between = name in self._reads_dequantised and name in self._quantised and name not in self._read_plainly
-        return ISOLATED if between and kernel.workload.op in WEIGHTED_OPS else PLAIN
+        weighted = kernel.workload.op in WEIGHTED_OPS and format_of(kernel.workload.dtype).is_float
+        return ISOLATED if between and weighted else PLAIN
 
 
 def _enter_channels_last(lowered: Sequence[Kernel], quantised: Mapping[str, str]) -> set[str]:

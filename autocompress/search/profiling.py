@@ -159,14 +159,14 @@ def profile_bench(
 
 
 def sample_plans(space: Space, count: int, seed: int) -> list[Plan]:
-    """Different plans: the original and the uniform formats first, then random ones, most of them mainly int8.
+    """Different plans: the original and the uniform formats first, then random ones, few of them mainly in fp32.
 
     How much is cut, dropped and factorised varies from plan to plan, so that kernels of all sizes and neighbourhoods
     come up. Fewer than `count` if the space holds no more.
     """
     draw = random.Random(seed)
-    everywhere = {decision.name: 1 for decision in space.approached(Approach.FORMAT)}
-    found = {plan.key: plan for plan in map(space.plan, ({}, everywhere, dict(list(everywhere.items())[1:])))}
+    alike = [some for uniform in space.uniform.values() for some in (uniform, dict(list(uniform.items())[1:]))]
+    found = {plan.key: plan for plan in map(space.plan, ({}, *alike))}
     for _ in range(20 * count):
         if len(found) >= count:
             break

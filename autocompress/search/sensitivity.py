@@ -9,7 +9,7 @@ from autocompress.search.space import Choice, Decision, Space
 from autocompress.vocabulary.errors import Failure
 
 NEARLY_LOSSLESS = 0.02
-"""Divergence of the all-int8 model below which its layers are not probed one by one (nats, or relative error)."""
+"""Divergence of a model in one format below which its layers are not probed one by one (nats, or relative error)."""
 
 Errors = Mapping[str, tuple[float, ...]]
 """Decision name → the error of each of its options, 0 for the first, never falling."""
@@ -57,16 +57,14 @@ def probe(probes: Probes) -> Errors:
 
 
 def _probe_formats(probes: Probes, found: dict[str, dict[int, float]]) -> None:
-    """One probe of all layers together; single ones only if that one shows a loss worth sharing out rightly."""
-    decisions = probes.space.approached(Approach.FORMAT)
-    for index in range(1, max((len(d.options) for d in decisions), default=0)):
-        having = [d for d in decisions if index < len(d.options)]
-        together = probes.of({d.name: index for d in having})
+    """One probe of all layers in a format; single ones only if that one shows a loss worth sharing out rightly."""
+    for uniform in probes.space.uniform.values():
+        together = probes.of(uniform)
         if together is None:
             return
-        for decision in having:
-            alone = probes.of({decision.name: index}) if together > NEARLY_LOSSLESS else None
-            found[decision.name][index] = together / len(having) if alone is None else alone
+        for name, index in uniform.items():
+            alone = probes.of({name: index}) if together > NEARLY_LOSSLESS else None
+            found[name][index] = together / len(uniform) if alone is None else alone
 
 
 def _order(space: Space) -> list[tuple[Decision, int]]:

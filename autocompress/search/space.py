@@ -130,6 +130,15 @@ class Space:
     def approached(self, *approaches: Approach) -> tuple[Decision, ...]:
         return tuple(decision for decision in self.decisions if decision.by.approach in approaches)
 
+    @cached_property
+    def uniform(self) -> dict[Value, dict[str, int]]:
+        """Number format → the choice in which all layers that can be are in it, and the others as they are."""
+        found: dict[Value, dict[str, int]] = {}
+        for decision in self.approached(Approach.FORMAT):
+            for index, value in enumerate(decision.values[1:], start=1):
+                found.setdefault(value, {})[decision.name] = index
+        return found
+
     def drops(self, decision: Decision) -> bool:
         """Whether its strongest option leaves nothing of a group, so that a residual branch goes."""
         strongest = decision.options[-1]
@@ -206,7 +215,7 @@ def find_space(
     """The decisions that the methods (those named in `decisions`, if given) offer about a traced model on a device.
 
     `seconds` are the predicted times of a plan on the devices: options that shorten none of them, neither in fp32 nor
-    beside int8 everywhere, each against the next milder one, are left out. Without it all are offered.
+    beside another format everywhere, each against the next milder one, are left out. Without it all are offered.
     """
     always = _forced(graph, methods, capabilities)
     settled = {type(step.config) for step in always}
@@ -232,7 +241,7 @@ def find_space(
 
 
 def single_plans(space: Space) -> Iterator[Plan]:
-    """Every option by itself, in fp32 and beside int8 everywhere."""
+    """Every option by itself, in fp32 and beside each other format everywhere."""
     for context in _contexts(space):
         for decision in space.decisions:
             for index in range(len(decision.options)):
@@ -240,8 +249,8 @@ def single_plans(space: Space) -> Iterator[Plan]:
 
 
 def _contexts(space: Space) -> list[dict[str, int]]:
-    """What everything else is looked at beside: the layers as they are, and the mildest other format everywhere."""
-    return [{}, {decision.name: 1 for decision in space.approached(Approach.FORMAT)}]
+    """What everything else is looked at beside: the layers as they are, and each other format everywhere."""
+    return [{}, *space.uniform.values()]
 
 
 def _open(decisions: Iterable[Decision]) -> tuple[Decision, ...]:

@@ -54,7 +54,7 @@ class WarmStart:
         found = [Proposal("original", {})] + [Proposal(name, choice) for name, choice in contexts[::-1] if choice]
         found.append(Proposal("strongest", {d.name: len(d.options) - 1 for d in self.space.decisions}))
         for name, context in contexts[::-1]:
-            if name == self._format and len(contexts) > 2:
+            if name in self.space.uniform and len(contexts) > 2:
                 continue
             turns = zip_longest(*self._series(name, context))
             proposed = [proposal for turn in turns for proposal in turn if proposal is not None]
@@ -70,24 +70,21 @@ class WarmStart:
         return min((self._price(choice) for choice in lossless if choice), default=math.inf)
 
     def contexts(self) -> list[tuple[str, dict[str, int]]]:
-        """Number formats of all layers that further decisions are added to: fp32 first, the fastest last."""
-        layers = self.space.approached(Approach.FORMAT)
-        if not layers:
+        """Number formats of all layers that further decisions are added to: fp32 first, the fastest last.
+
+        All layers alike are tried as they are, but plans are made on top of better mixtures where there are any.
+        """
+        uniform = {str(value): choice for value, choice in self.space.uniform.items()}
+        if not uniform:
             return [("fp32", {})]
-        everywhere = {decision.name: 1 for decision in layers}
-        fastest = self._fastest_formats(everywhere)
+        fastest, formats = self._fastest_formats(), " or ".join(uniform)
         found = {
             "fp32": {},
-            self._format: everywhere,
-            f"{self._format} where tolerated": self._tolerated(fastest),
-            f"{self._format} where it pays": fastest,
+            **uniform,
+            f"{formats} where tolerated": self._tolerated(fastest),
+            f"{formats} where it pays": fastest,
         }
         return list({self.space.plan(choice).key: (name, choice) for name, choice in found.items()}.values())
-
-    @property
-    def _format(self) -> str:
-        """All layers alike: tried as it is, but plans are made on top of better mixtures where there are any."""
-        return " or ".join(dict.fromkeys(str(v) for d in self.space.approached(Approach.FORMAT) for v in d.values[1:]))
 
     def _series(self, name: str, context: dict[str, int]) -> list[list[Proposal]]:
         return [
@@ -105,15 +102,17 @@ class WarmStart:
     def _price(self, choice: Choice) -> float:
         return self.seconds(self.space.plan(choice))
 
-    def _fastest_formats(self, everywhere: dict[str, int]) -> dict[str, int]:
+    def _fastest_formats(self) -> dict[str, int]:
         """Flips the format of one layer after the other while the predicted time falls: local search on prices."""
-        best, best_s = {}, math.inf
-        for choice in (dict(everywhere), dict.fromkeys(everywhere, 0)):
+        layers = [decision.name for decision in self.space.approached(Approach.FORMAT)]
+        best, best_s = dict[str, int](), math.inf
+        for start in (*self.space.uniform.values(), {}):
+            choice = {name: start.get(name, 0) for name in layers}
             least = self._price(choice)
             improved = True
             while improved:
                 improved = False
-                for name in everywhere:
+                for name in layers:
                     for index in range(len(self.space.by_name[name].options)):
                         changed = {**choice, name: index}
                         if index != choice[name] and (seconds := self._price(changed)) < least:

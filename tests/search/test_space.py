@@ -1,9 +1,11 @@
 """The space of a traced model: names, values, and one plan for every way of saying the same model."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, IntDistribution
+from torch import nn
 
 from autocompress.compression.methods import methods
 from autocompress.compression.methods.lowrank import LowRank
@@ -14,7 +16,7 @@ from autocompress.compression.plan import Plan, Step
 from autocompress.graph import trace
 from autocompress.search.profiling import sample_plans
 from autocompress.search.space import Decision, find_space
-from autocompress.vocabulary.formats import FP32, INT8
+from autocompress.vocabulary.formats import FP32, INT8, formats
 from autocompress.vocabulary.workload import Capabilities
 from tests.search.fake import fake_space
 from tests.zoo import make
@@ -49,6 +51,28 @@ def test_values_are_the_decisions(resnet):
         assert isinstance(decision.distribution, (IntDistribution, CategoricalDistribution))
     assert space.of(Quantize)[0].values == ("fp32", "int8")
     assert all(isinstance(v, str) for v in space.of(LowRank)[0].values)
+
+
+def test_formats_that_have_no_use_for_a_net_make_its_space_no_larger(resnet):
+    """Weight-only formats are for linear layers of many weights."""
+    graph, space = resnet
+    names = frozenset(row.name for row in formats())
+    everything = find_space(graph, methods(), Capabilities(names, dict.fromkeys(names, 4)))
+    assert everything.document() == space.document() and list(everything.uniform) == ["int8"]
+
+
+def test_every_format_that_a_layer_is_offered_is_tried_everywhere():
+    """Layers that have no kernels in it stay as they are."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 8), nn.Flatten(), nn.Linear(8 * 81, 128))
+    graph = trace(model, torch.randn(2, 3, 16, 16))
+    names = frozenset(row.name for row in formats())
+    space = find_space(graph, methods(), Capabilities(names, {}), decisions=("quantize",))
+    steps = {name: space.plan(choice).configs(Quantize) for name, choice in space.uniform.items()}
+    assert steps == {
+        "int8": {"0": INT8, "2": INT8}, "w8": {"2": Quantize("w8")}, "w4": {"2": Quantize("w4")},
+    }  # fmt: skip
+    sampled = [plan.configs(Quantize) for plan in sample_plans(space, 8, 0)]
+    assert all(found in sampled for found in steps.values())
 
 
 def test_kinds_may_be_left_out(resnet):

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from autocompress.compression.methods.prune import Prune
 from autocompress.compression.methods.quantize import Quantize
+from autocompress.compression.plan import Plan
 from autocompress.search.sensitivity import Probes, probe
+from autocompress.search.space import Decision, Space
 from autocompress.search.warmstart import WarmStart, fastest_choice
 from autocompress.vocabulary.errors import BuildError
 from tests.search.fake import FakeEvaluator, fake_space
@@ -88,6 +90,26 @@ def test_nothing_slower_than_lossless_formats_is_proposed():
     uniform = {"original", "int8", "int8 where it pays", "strongest"}
     floor_s = seconds(SPACE.plan(pays.choice))
     assert all(seconds(SPACE.plan(p.choice)) < floor_s for p in proposals if p.origin not in uniform)
+
+
+def test_each_format_is_tried_everywhere_and_the_best_mixture_is_built_on():
+    """One layer is quickest in int8, the other in few-bit weights: no format alone is best."""
+    rows = {"a": ("fp32", "int8"), "b": ("fp32", "w8", "int8", "w4")}
+    space = Space("feed", tuple(
+        Decision(f"quantize:{layer}", layer, Quantize, (None, *map(Quantize, names[1:])), names)
+        for layer, names in rows.items()
+    ))  # fmt: skip
+    times = {("a", "int8"): 0.5, ("b", "w8"): 0.9, ("b", "int8"): 0.8, ("b", "w4"): 0.4}
+
+    def price(plan: Plan) -> float:
+        chosen = {target: config.dtype for target, config in plan.configs(Quantize).items()}
+        return sum(times.get((layer, chosen.get(layer, "fp32")), 1.0) for layer in rows)
+
+    asked = Probes(space, lambda plan: 1e-3, {}, lambda: False)
+    found = dict(WarmStart(space, price, probe(asked), asked, rungs=3).contexts())
+    assert list(found) == ["fp32", "int8", "w8", "w4", "int8 or w8 or w4 where it pays"]
+    assert found["int8"] == {"quantize:a": 1, "quantize:b": 2} and found["w4"] == {"quantize:b": 3}
+    assert found["int8 or w8 or w4 where it pays"] == {"quantize:a": 1, "quantize:b": 3}
 
 
 def test_formats_that_pay_leave_the_stem_alone():

@@ -3,25 +3,26 @@
 import copy
 import math
 import operator
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from autocompress.compression.fake_quant import FakeQuantize, is_quantizable, quantize_weight
 from autocompress.compression.methods.method import Approach, Finishing, Label, Method, Scope
 from autocompress.compression.ranges import Observation, choose, observe
 from autocompress.compression.repair.bias_correction import correct_biases
+from autocompress.compression.weight_only import store_weights
 from autocompress.compression.workspace import Workspace
 from autocompress.graph.calls import calls
 from autocompress.graph.kernels import Fused, fuse
 from autocompress.graph.types import Graph
 from autocompress.task.batches import subset
 from autocompress.vocabulary.errors import BuildError
-from autocompress.vocabulary.formats import INT8, TRAINED_IN, format_of, formats, formats_of, mildest
+from autocompress.vocabulary.formats import INT8, TRAINED_IN, Format, Mode, format_of, formats, formats_of, mildest
 from autocompress.vocabulary.precision import (
     SCALE_KEEPING,
     absorbs_activation,
@@ -34,6 +35,9 @@ from autocompress.vocabulary.workload import WEIGHTED_OPS, Capabilities, Kernel,
 
 CORRECTION_SAMPLES = 64
 """Calibration samples that biases are corrected on: means need few."""
+
+_STATIC = (Mode.STATIC, 8, 8)
+"""What fake_quant.py computes."""
 
 _SOFTMAX = frozenset({torch.ops.aten.softmax.int, torch.ops.aten._softmax.default})
 
@@ -60,8 +64,9 @@ class QuantizeMethod(Method):
         return tuple(n for n, layer in graph.layers.items() if layer.frozen is None and layer.kind in kinds)
 
     def options(self, target: str, graph: Graph, capabilities: Capabilities) -> Sequence[Quantize | None]:
-        kind = graph.layers[target].kind
-        offered = [row.name for row in formats_of(capabilities.dtypes) if kind in row.layers]
+        layer = graph.layers[target]
+        weights = math.prod(layer.weight_shape)
+        offered = [row.name for row in formats_of(capabilities.dtypes) if row.suits(layer.kind, weights)]
         return (None, *(Quantize(name) for name in offered if name != TRAINED_IN))
 
     def value(self, target: str, config: Quantize | None, graph: Graph) -> str:
@@ -85,15 +90,20 @@ class QuantizeMethod(Method):
 
     def finish(self, model: GraphModule, configs: Mapping[str, Quantize], finishing: Finishing) -> None:
         """Rounds as the runtime will. Given statistics, biases then take back what rounding shifted on average."""
-        static = {layer: config.dtype for layer, config in configs.items() if format_of(config.dtype).is_static}
-        if not static:
+        rows = {layer: format_of(config.dtype) for layer, config in configs.items() if not self.is_idle(config)}
+        if not rows:
             return
-        dtype = _only(set(static.values()))
         unrounded, inputs, statistics = copy.deepcopy(model), finishing.graph.example_inputs, finishing.statistics
         batches = [batch for batch, _ in statistics.batches] if statistics else [inputs]
-        insert_fake_quant(model, static.keys(), batches, inputs, finishing.ranges, dtype)
+        _require_simulated(rows.values())
+        stored = {layer: row for layer, row in rows.items() if row.mode is Mode.WEIGHT_ONLY}
+        static = {layer: row.name for layer, row in rows.items() if row.is_static}
+        if stored:
+            insert_weight_only(model, stored, inputs)
+        if static:
+            insert_fake_quant(model, static, batches, inputs, finishing.ranges, _only(set(static.values())))
         if statistics is not None:
-            correct_biases(model, unrounded, subset(statistics.batches, CORRECTION_SAMPLES), static.keys())
+            correct_biases(model, unrounded, subset(statistics.batches, CORRECTION_SAMPLES), rows)
 
     def is_idle(self, config: Quantize) -> bool:
         return config.dtype == TRAINED_IN
@@ -106,6 +116,15 @@ class QuantizeMethod(Method):
         found = super().decode(values)
         assert isinstance(found, Quantize)
         return Quantize(format_of(found.dtype).name)
+
+
+def _require_simulated(rows: Iterable[Format]) -> None:
+    for row in rows:
+        if row.mode is not Mode.WEIGHT_ONLY and (row.mode, row.weight_bits, row.activation_bits) != _STATIC:
+            raise BuildError(
+                f"nothing simulates number format {row.name} ({row.mode}, {row.weight_bits}-bit weights and "
+                f"{row.activation_bits}-bit activations); static 8-bit ones are, and weight-only ones"
+            )
 
 
 def _only(static: set[str]) -> str:
@@ -125,6 +144,20 @@ class _Point:
     node: Node
     readers: frozenset[Node] | None = None
     keeps: Node | None = None
+
+
+def insert_weight_only(model: GraphModule, rows: Mapping[str, Format], example_inputs: tuple[Tensor, ...]) -> None:
+    """Makes an exactly rewritten model, in place, compute what a runtime would with the weights of these layers in a
+    weight-only format each."""
+    fused = fuse(model, example_inputs)
+    for node in model.graph.nodes:
+        kernel = fused.kernels.get(fused.holder.get(node.name, ""))
+        row = rows.get(kernel.layer) if kernel is not None else None
+        if row is None or node.op != "call_module":
+            continue
+        layer = model.get_submodule(node.target)
+        if type(layer) is nn.Linear:
+            store_weights(layer, row)
 
 
 def insert_fake_quant(
