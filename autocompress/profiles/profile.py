@@ -74,6 +74,12 @@ class Profile:
         faster than a roofline is stated to take at most UNCALIBRATED times as long."""
         return self._latency(self._predictor.predict(list(self._sites(kernels).values())))
 
+    def predict_all(self, plans: Iterable[Kernels | Sequence[Kernel]]) -> list[Latency]:
+        """`predict` of many plans, whose kernels are priced at once."""
+        where = [list(self._sites(kernels).values()) for kernels in plans]
+        self._predictor.warm(site for each in where for site in each)
+        return [self._latency(self._predictor.predict(each)) for each in where]
+
     def ratio(self, where: Sequence[Site]) -> float:
         """The predicted ratio to the reference of a model with kernels at these sites."""
         return self._predictor.predict(where).ratio
