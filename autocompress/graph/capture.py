@@ -19,6 +19,13 @@ from autocompress.vocabulary.errors import TraceError, first_line
 
 aten = torch.ops.aten
 
+_SYNONYMS: dict[Any, Any] = {
+    aten.__and__.Tensor: aten.bitwise_and.Tensor,
+    aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
+}
+_CASTS = frozenset({aten.to.device, aten.to.dtype, aten.to.dtype_layout, aten.to.other, aten.type_as.default})
+
 Axes = Sequence[Collection[int]]
 """For every input the axes whose size varies from call to call: the batch, perhaps a sequence's length."""
 
@@ -132,11 +139,20 @@ def _decomposed(program: ExportedProgram, known: Collection[Any]) -> ExportedPro
 
 
 def _made_plain(graph: Graph, known: Collection[Any]) -> bool:
-    """Whether there is nothing to decompose once writes that nobody sees are replaced, which is done then."""
-    writes = unseen_writes(graph)
-    if writes is None or not all(_is_plain(node, writes.get(node, node.target), known) for node in graph.nodes):
+    """Whether there is nothing to decompose once writes that nobody sees are replaced and operators have the one name
+    that `known` has for them, which is done then."""
+    writes, named = unseen_writes(graph), {*known, *_SYNONYMS, *_CASTS}
+    if writes is None or not all(_is_plain(node, writes.get(node, node.target), named) for node in graph.nodes):
         return False
     replace_writes(graph, writes)
+    for node in graph.nodes:
+        if node.target in _CASTS:
+            node.target, node.args, node.kwargs = (
+                aten._to_copy.default,
+                node.args[:1],
+                {"dtype": node.meta["val"].dtype},
+            )
+        node.target = _SYNONYMS.get(node.target, node.target)
     return True
 
 

@@ -33,7 +33,7 @@ ASSERTIONS = frozenset({
     aten._assert_scalar.default, aten._assert_tensor_metadata.default, aten.sym_constrain_range_for_size.default,
     aten.sym_constrain_range.default, aten._assert_async.msg,
 })  # fmt: skip
-_RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default})
+RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default})
 _MAYBE_IDENTITIES = frozenset({
     aten.reshape.default, aten.expand.default, aten._to_copy.default, aten.to.dtype, aten.type_as.default,
     aten.slice.Tensor, aten.flatten.using_ints,
@@ -332,7 +332,7 @@ def _common(names: Sequence[str]) -> str:
 
 def _as_reshape(target: Any) -> Any:
     """A view needs strides that a folded constant, or what stands before it here, may not have."""
-    return aten.reshape.default if target in _RESHAPES else target
+    return aten.reshape.default if target in RESHAPES else target
 
 
 def _alike(source: Any, node: Node) -> bool:

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from autocompress.graph.agreement import require_agreement_at_any_batch
 from autocompress.graph.calls import getitem
 from autocompress.graph.capture import Axes, batch_axes, export, one_sample
-from autocompress.graph.lift import ASSERTIONS, IDENTITIES, lift, sweep
+from autocompress.graph.lift import ASSERTIONS, IDENTITIES, RESHAPES, lift, sweep
 from autocompress.graph.lifts import LIFTS
 from autocompress.graph.operators import TABLE
 from autocompress.graph.spread import sink_expansions
@@ -56,7 +56,7 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...], axes: Axes | N
 
 
 def _known() -> Collection[Any]:
-    return {*TABLE, *LIFTS, *IDENTITIES, *ASSERTIONS, *_WHOLE, getitem}
+    return {*TABLE, *LIFTS, *IDENTITIES, *RESHAPES, *ASSERTIONS, *_WHOLE, getitem}
 
 
 def fingerprint(model: GraphModule) -> str:

@@ -53,6 +53,12 @@ class _ThroughACopyThatIsNone(_Net):
         return out * shortcut
 
 
+class _OtherNames(_Net):
+    def written(self, shortcut: Tensor) -> Tensor:
+        some = (shortcut > 0).to(shortcut.device) & (shortcut < 1).to(torch.bool)
+        return shortcut * some.type_as(shortcut).view(shortcut.shape)
+
+
 class _Wider(_Net):
     def written(self, shortcut: Tensor) -> Tensor:
         out = self.norm(shortcut)
@@ -67,7 +73,7 @@ class _NormOfTheBatch(_Net):
 
 @pytest.mark.parametrize(
     "kind",
-    [_Net, _ReadAfter, _ThroughAView, _IntoAView, _ThroughACopyThatIsNone, _Wider, _NormOfTheBatch],
+    [_Net, _ReadAfter, _ThroughAView, _IntoAView, _ThroughACopyThatIsNone, _OtherNames, _Wider, _NormOfTheBatch],
 )
 def test_whatever_is_written_is_followed(kind: type[_Net]) -> None:
     torch.manual_seed(0)
@@ -77,8 +83,10 @@ def test_whatever_is_written_is_followed(kind: type[_Net]) -> None:
     assert lifted(x.clone()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", [_Net, _ReadAfter])
-def test_fresh_results_that_are_written_cost_no_second_trace(kind: type[_Net], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [_Net, _ReadAfter, _OtherNames])
+def test_what_is_plain_but_for_names_and_fresh_results_costs_no_second_trace(
+    kind: type[_Net], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(self: ExportedProgram, table: object = None) -> ExportedProgram:
         raise AssertionError("decomposed")
 
