@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from systems import Contest
+from systems import Contest, Folder, Minutes, RandomToo, UniformToo
 from tasks import cifar
 
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder that holds cifar10/.")],
     depth: Annotated[int, typer.Option(help="20 or 56.")] = 20,
-    minutes: Annotated[float, typer.Option(help="Time of the search, everything in.")] = 20,
-    out: Annotated[Path, typer.Option(help="Where runs and models go.")] = Path("runs/cifar10"),
+    minutes: Minutes = 20,
+    out: Folder = Path("runs/cifar10"),
     seed: int = 0,
-    uniform_too: Annotated[
-        bool, typer.Option("--uniform/--no-uniform", help="Uniform pruning, trained as long.")
-    ] = True,
-    random_too: Annotated[bool, typer.Option("--random/--no-random", help="Random search for as long.")] = True,
+    uniform_too: UniformToo = True,
+    random_too: RandomToo = True,
 ) -> None:
     contest = Contest(cifar.make_task(data, depth, seed), out / f"resnet{depth}-seed{seed}", minutes, seed)
     contest.run(uniform_too, random_too)

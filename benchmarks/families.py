@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from systems import Contest
+from systems import Contest, Folder, Minutes, RandomToo, UniformToo
 from tasks import magika, minilm, vit
 
 import autocompress as ac
@@ -32,13 +32,11 @@ def task_of(net: str, data: Path, out: Path, seed: int) -> ac.Task:
 def main(
     net: Annotated[str, typer.Option(help=" or ".join(NETS))],
     data: Annotated[Path, typer.Option(help="Folder that holds cifar10/ and text/.")],
-    minutes: Annotated[float, typer.Option(help="Time of the search, everything in.")] = 15,
-    out: Annotated[Path, typer.Option(help="Where runs and models go.")] = Path("runs/families"),
+    minutes: Minutes = 15,
+    out: Folder = Path("runs/families"),
     seed: int = 0,
-    uniform_too: Annotated[
-        bool, typer.Option("--uniform/--no-uniform", help="Uniform pruning, trained as long.")
-    ] = True,
-    random_too: Annotated[bool, typer.Option("--random/--no-random", help="Random search for as long.")] = True,
+    uniform_too: UniformToo = True,
+    random_too: RandomToo = True,
 ) -> None:
     contest = Contest(task_of(net, data, out, seed), out / f"{net}-seed{seed}", minutes, seed)
     contest.run(uniform_too, random_too)

@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from environment import environment
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,11 @@ from autocompress.search.config import load_settings, override
 from autocompress.task.calling import Calling, calling_of, flat_model
 from autocompress.task.task import Loader, Score, Task
 from autocompress.vocabulary.formats import INT8
+
+Minutes = Annotated[float, typer.Option(help="Time of the search, everything in.")]
+Folder = Annotated[Path, typer.Option(help="Where runs and models go.")]
+UniformToo = Annotated[bool, typer.Option("--uniform/--no-uniform", help="Uniform pruning, trained as long.")]
+RandomToo = Annotated[bool, typer.Option("--random/--no-random", help="Random search for as long.")]
 
 DROPS = (0.005, 0.01, 0.02)
 UNIFORM_WIDTHS = (0.75, 0.5)

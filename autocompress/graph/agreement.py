@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from autocompress.graph.recording import recorded_until_failure
-from autocompress.vocabulary.errors import TraceError
+from autocompress.vocabulary.errors import TraceError, first_line
 
 TOLERANCE = 1e-4
 """Of an output's largest value, in float32. Decomposed operators and weights computed beforehand round in another
@@ -89,7 +89,7 @@ def _run_lifted(lifted: GraphModule, inputs: tuple[Tensor, ...]) -> Outputs | st
     try:
         return _run(lifted, inputs)
     except Exception as error:  # any operator may meet sizes that it does not take
-        return f"it does not run ({next(iter(str(error).splitlines()), type(error).__name__)})"
+        return f"it does not run ({first_line(error)})"
 
 
 def _difference(expected: Outputs, found: Outputs | str) -> str | None:

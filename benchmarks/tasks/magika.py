@@ -15,9 +15,11 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import autocompress as ac
 
+BATCH = 50
 BYTES = 1024
 BLOCK = 4096
 PADDING = 256
@@ -26,40 +28,23 @@ PER_SUFFIX = 500
 PER_ANSWER = 300
 
 
-class Batches:
-    """(bytes, answers) batches of the files; with a seed in a new order on every pass."""
-
-    def __init__(self, inputs: Tensor, answers: Tensor, size: int = 50, seed: int | None = None) -> None:
-        self.inputs, self.answers, self.size = inputs, answers, size
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return -(-len(self.answers) // self.size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(self.answers)
-        order = torch.arange(count) if self.generator is None else torch.randperm(count, generator=self.generator)
-        for chosen in order.split(self.size):
-            yield self.inputs[chosen], self.answers[chosen]
-
-
 def make_task(seed: int = 0) -> ac.Task:
     spec = find_spec("magika")
     if spec is None or spec.origin is None:
         raise SystemExit("magika is not installed: pip install --no-deps magika")
     [path] = sorted((Path(spec.origin).parent / "models").glob("*/model.onnx"))
     parts = collected(path)
-    train = Batches(*parts["train"], seed=seed)
+    order = torch.Generator().manual_seed(seed)
     return ac.Task(
         model=str(path),
-        example_inputs=train.inputs[:1],
-        train=train,
-        validation=Batches(*parts["validation"]),
-        test=Batches(*parts["test"]),
+        example_inputs=parts["train"][:1][0],
+        train=DataLoader(parts["train"], BATCH, shuffle=True, generator=order),
+        validation=DataLoader(parts["validation"], BATCH),
+        test=DataLoader(parts["test"], BATCH),
     )
 
 
-def collected(model: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def collected(model: Path) -> dict[str, TensorDataset]:
     """Half of the files train, a quarter each is for validation and test."""
     session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     seen: set[bytes] = set()
@@ -78,7 +63,7 @@ def collected(model: Path) -> dict[str, tuple[Tensor, Tensor]]:
             part = ("train", "train", "validation", "test")[digest[0] % 4]
             kept[part].append((torch.from_numpy(encoded), answer))
     return {
-        part: (torch.stack([x for x, _ in found]), torch.tensor([answer for _, answer in found]))
+        part: TensorDataset(torch.stack([x for x, _ in found]), torch.tensor([answer for _, answer in found]))
         for part, found in kept.items()
     }
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from autocompress.compression.importance import gate_gradients
+from autocompress.compression import importance
+from autocompress.compression.importance import gate_gradients, l2, reconstruction
 from autocompress.compression.matrices import columns
 from autocompress.compression.repair.least_squares import fit
+from autocompress.compression.repair.statistics import collect
 from autocompress.graph import trace
 from tests.compression.repair.nets import chain, known
 
@@ -109,3 +111,29 @@ def test_gates_are_per_sample_wherever_the_samples_lie(positions: int) -> None:
     assert all(gradient.shape[0] == 8 for gradient in found.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_removing_several_at_a_time_errs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of 320 channels errs as much as after an elimination one by one; 1.3 % apart were seen."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(48, 320), torch.nn.GELU(), torch.nn.Linear(320, 64)).eval()
+    with torch.no_grad():
+        model[2].weight.mul_(torch.randn(1, 320).exp())
+    x = torch.randn(2048, 48)
+    statistics = collect(trace(model, x[:2]), [(x, None)], len(x))
+    graph, gram = statistics.graph, statistics.gram("2")
+    weight = model[2].weight.detach().double()
+    assert gram is not None
+
+    def error(scores: torch.Tensor) -> float:
+        kept = sorted(scores.argsort(descending=True)[:160].tolist())
+        difference = F.pad(weight, (0, 1))
+        solved, constant = fit(weight, gram, kept)
+        difference[:, kept] -= solved
+        difference[:, -1] -= constant
+        return float(torch.einsum("oi,ij,oj->", difference, gram, difference))
+
+    several = error(reconstruction(graph.model, graph.groups["0"], statistics))
+    monkeypatch.setattr(importance, "_AT_ONCE", 320)
+    one_by_one = error(reconstruction(graph.model, graph.groups["0"], statistics))
+    assert several <= 1.02 * one_by_one and several < error(l2(graph.model, graph.groups["0"], statistics))
